@@ -1,0 +1,118 @@
+#include "arrays.hpp"
+
+namespace steepest {
+namespace {
+
+constexpr int kAligned = 0x100, kWriteable = 0x400;  // NumPy's flags
+
+[[noreturn]] void refuse(const std::string& name, const std::string& why) { Flaw{why, false}.raise(name); }
+
+std::string text(py::handle object) { return py::str(object); }
+
+bool is_masked(py::handle array) {
+  const py::handle plain(reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_));
+  return !py::type::handle_of(array).is(plain) && py::hasattr(array, "mask");
+}
+
+bool is_native(char byte_order) {
+  const std::uint16_t probe = 1;
+  const bool is_little = *reinterpret_cast<const unsigned char*>(&probe) == 1;
+  return byte_order != (is_little ? '>' : '<');
+}
+
+Flaw find_flaw(py::handle object, Use use) {
+  if (!py::isinstance<py::array>(object)) {
+    return {"expected a numpy.ndarray of float32 or float64, got " +
+                text(py::type::handle_of(object).attr("__name__")) +
+                "; numpy.asarray(x, dtype=numpy.float32) makes one",
+            true};
+  }
+  const auto a = py::reinterpret_borrow<py::array>(object);
+  const auto dtype = a.dtype();
+  if (is_masked(a)) {
+    return {"expected a plain array, got a masked array, whose mask would be ignored; pass x.filled(...)", true};
+  }
+  if (dtype.num() != py::detail::npy_api::NPY_FLOAT_ && dtype.num() != py::detail::npy_api::NPY_DOUBLE_) {
+    return {"expected dtype float32 or float64, got " + text(dtype) + "; convert it with .astype(numpy.float32)", true};
+  }
+  if (!is_native(dtype.byteorder())) {
+    return {
+        "expected native byte order, got dtype " + text(dtype) + "; convert it with .astype(x.dtype.newbyteorder('='))",
+        true};
+  }
+  if ((a.flags() & (c_order | f_order)) == 0) {
+    return {"expected a contiguous array, got strides " + text(a.attr("strides")) + " for shape " +
+            describe(shape_of(a)) + "; numpy.ascontiguousarray(x) makes a copy that is"};
+  }
+  if ((a.flags() & kAligned) == 0) {
+    return {"expected an aligned array, got data that is not aligned to its dtype; x.copy() is"};
+  }
+  if (use == Use::write && (a.flags() & kWriteable) == 0) {
+    return {"expected a writeable array, got a read-only one; x.copy() is writeable"};
+  }
+  return {};
+}
+
+}  // namespace
+
+void Flaw::raise(const std::string& name) const {
+  if (is_type_error) throw py::type_error(name + ": " + why);
+  throw py::value_error(name + ": " + why);
+}
+
+std::optional<View> try_view(py::handle object, Use use, Flaw& flaw) {
+  flaw = find_flaw(object, use);
+  if (!flaw.why.empty()) return std::nullopt;
+  const auto a = py::reinterpret_borrow<py::array>(object);
+  return View{a, const_cast<void*>(a.data()), a.size(), a.dtype().num() == py::detail::npy_api::NPY_DOUBLE_,
+              a.flags() & (c_order | f_order)};
+}
+
+View view(py::handle object, const std::string& name, Use use) {
+  Flaw flaw;
+  const auto v = try_view(object, use, flaw);
+  if (!v) flaw.raise(name);
+  return *v;
+}
+
+void check_dtype(const View& x, const std::string& name, bool is_double) {
+  if (x.is_double == is_double) return;
+  throw py::type_error(name + ": expected dtype " + dtype_name(is_double) + ", got " + dtype_name(x.is_double) +
+                       "; convert it with .astype(numpy." + dtype_name(is_double) + ")");
+}
+
+void check_shape(const View& x, const std::string& name, const std::vector<py::ssize_t>& shape) {
+  const auto got = shape_of(x.array);
+  if (got != shape) refuse(name, "expected shape " + describe(shape) + ", got " + describe(got));
+}
+
+void check_c_order(const View& x, const std::string& name) {
+  if ((x.layout & c_order) == 0) {
+    refuse(name, "expected a C-contiguous array, got a Fortran-contiguous one; numpy.ascontiguousarray(x) is");
+  }
+}
+
+void check_apart(const View& x, const std::string& x_name, const View& y, const std::string& y_name) {
+  if (x.begin() < y.end() && y.begin() < x.end()) {
+    refuse(x_name, "expected memory of its own, got memory that overlaps " + y_name + "; pass a copy");
+  }
+}
+
+std::vector<py::ssize_t> shape_of(const py::array& a) { return {a.shape(), a.shape() + a.ndim()}; }
+
+std::string describe(const std::vector<py::ssize_t>& shape) {
+  py::tuple t(shape.size());
+  for (std::size_t i = 0; i < shape.size(); ++i) t[i] = shape[i];
+  return py::str(t);
+}
+
+const char* dtype_name(bool is_double) { return is_double ? "float64" : "float32"; }
+
+void Pins::pin(const py::array& array) {
+  for (py::object object = array; py::isinstance<py::array>(object); object = object.attr("base")) {
+    held_.push_back(py::weakref(object));
+    held_.push_back(object);
+  }
+}
+
+}  // namespace steepest

@@ -1,0 +1,70 @@
+// Checked views of NumPy arrays: nothing is ever converted or copied, what does not fit is refused by name.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace steepest {
+
+namespace py = pybind11;
+
+enum class Use { read, write };
+
+enum Layout : int { c_order = 1, f_order = 2 };
+
+// A float32 or float64 array that is contiguous, aligned and in native byte order.
+struct View {
+  py::array array;
+  void* data;
+  std::ptrdiff_t size;
+  bool is_double;
+  int layout;  // c_order, f_order or both
+
+  std::ptrdiff_t itemsize() const { return is_double ? 8 : 4; }
+  const char* begin() const { return static_cast<const char*>(data); }
+  const char* end() const { return begin() + size * itemsize(); }
+
+  template <class T>
+  T* as() const {
+    return static_cast<T*>(data);
+  }
+};
+
+// What is wrong with an object, what was expected and the remedy.
+struct Flaw {
+  std::string why;
+  bool is_type_error = false;
+
+  [[noreturn]] void raise(const std::string& name) const;  // py::type_error or py::value_error
+};
+
+std::optional<View> try_view(py::handle object, Use use, Flaw& flaw);
+View view(py::handle object, const std::string& name, Use use);  // or raises the flaw
+
+void check_dtype(const View& x, const std::string& name, bool is_double);
+void check_shape(const View& x, const std::string& name, const std::vector<py::ssize_t>& shape);
+void check_c_order(const View& x, const std::string& name);
+void check_apart(const View& x, const std::string& x_name, const View& y, const std::string& y_name);
+
+std::vector<py::ssize_t> shape_of(const py::array& a);
+std::string describe(const std::vector<py::ssize_t>& shape);
+const char* dtype_name(bool is_double);
+
+// While it lives, the arrays' memory cannot go: a reference keeps each alive, and a weak reference makes NumPy refuse
+// to resize it and what it is a view of.
+class Pins {
+ public:
+  void pin(const py::array& array);
+  void clear() { held_.clear(); }
+
+ private:
+  std::vector<py::object> held_;
+};
+
+}  // namespace steepest

@@ -1,0 +1,8 @@
+#include "module.hpp"
+
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+  m.attr("__version__") = STEEPEST_VERSION;
+  steepest::register_runtime(m);
+  steepest::register_rules(m);
+  steepest::register_losses(m);
+}

@@ -1,0 +1,12 @@
+// One register function per topic.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace steepest {
+
+void register_rules(pybind11::module_& m);
+void register_losses(pybind11::module_& m);
+void register_runtime(pybind11::module_& m);
+
+}  // namespace steepest

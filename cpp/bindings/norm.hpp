@@ -1,0 +1,19 @@
+// The 2-norm of all elements of some arrays.
+#pragma once
+
+#include <cstddef>
+#include <vector>
+
+namespace steepest {
+
+struct Span {
+  const void* data;
+  std::ptrdiff_t size;
+  bool is_double;
+};
+
+// sqrt(sum of squares), the same bits whatever the ISA and the threads; neither overflows nor underflows unless the
+// norm itself does. Not finite exactly if an element is not, or if it overflows.
+double global_norm(const std::vector<Span>& arrays);
+
+}  // namespace steepest

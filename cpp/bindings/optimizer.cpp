@@ -1,0 +1,389 @@
+#include "optimizer.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "../parallel.hpp"
+
+namespace steepest {
+namespace {
+
+constexpr int kWriteable = 0x400;  // NumPy's flag
+
+std::string key_name(const std::string& what, py::handle key) {
+  return what + "[" + py::repr(key).cast<std::string>() + "]";
+}
+
+// What a step reads and writes of one element, at most: bytes.
+constexpr std::ptrdiff_t kBytesPerElement = 28;
+
+// Lets the gradients go when a step ends, however it ends.
+struct Release {
+  std::vector<Work>& work;
+  ~Release() { work.clear(); }
+};
+
+}  // namespace
+
+Turn::Turn(Optimizer& optimizer) : optimizer_(optimizer) {
+  const std::uint64_t mine = parallel::forks() + 1;
+  const auto self = std::this_thread::get_id();
+  std::uint64_t found = 0;
+  if (!optimizer.turn_.compare_exchange_strong(found, mine)) {
+    if (found == mine && optimizer.turn_of_.load() == self) {
+      throw std::runtime_error("the optimizer is in the middle of a step: a schedule cannot use it");
+    }
+    const py::gil_scoped_release release;
+    // A turn taken before a fork was another process': its holder is not here to give it back.
+    while (!optimizer.turn_.compare_exchange_weak(found, mine)) {
+      if (found != mine && found != 0) continue;
+      if (found == mine) std::this_thread::sleep_for(std::chrono::microseconds(20));
+      found = 0;
+    }
+  }
+  optimizer.turn_of_.store(self);
+}
+
+Turn::~Turn() {
+  optimizer_.turn_of_.store({});
+  optimizer_.turn_.store(0);
+}
+
+Optimizer::Group Optimizer::outline(const py::object& container) {
+  Group group;
+  group.container = container;
+  if (py::isinstance<py::array>(container)) {
+    group.kind = Kind::single;
+    group.keys.emplace_back(py::none());
+  } else if (py::hasattr(container, "keys")) {
+    group.kind = Kind::mapping;
+    for (const auto key : py::list(container.attr("keys")()))
+      group.keys.push_back(py::reinterpret_borrow<py::object>(key));
+  } else {
+    group.kind = Kind::sequence;
+    for (std::size_t i = 0; i < py::len(container); ++i) group.keys.push_back(py::int_(i));
+  }
+  return group;
+}
+
+std::string Optimizer::group_name(const std::string& what, std::size_t group) const {
+  return grouped ? key_name(what, py::int_(group)) : what;
+}
+
+Tensor Optimizer::make_tensor(const py::object& array, const std::string& name, std::size_t group) const {
+  Tensor tensor{name, view(array, name, Use::write), {}, group};
+  const auto np = py::module_::import("numpy");
+  const auto shape = array.attr("shape");
+  const auto dtype = array.attr("dtype");
+  const char* order = (tensor.p.layout & c_order) != 0 ? "C" : "F";
+  const double initial = initial_state(group);
+  for (const char* state : state_names(group)) {
+    const py::object fresh = initial == 0
+                                 ? np.attr("zeros")(shape, dtype, order)  // untouched memory until the first step
+                                 : np.attr("full")(shape, initial, dtype, order);
+    tensor.state.push_back(view(fresh, name + "." + state, Use::write));
+  }
+  return tensor;
+}
+
+// Parameters and state arrays by address; refuses overlaps.
+std::vector<std::pair<const View*, const std::string*>> Optimizer::sorted_outputs(const std::vector<Tensor>& all) {
+  std::vector<std::pair<const View*, const std::string*>> outputs;
+  for (const Tensor& tensor : all) {
+    if (tensor.p.size == 0) continue;
+    outputs.emplace_back(&tensor.p, &tensor.name);
+    for (const View& state : tensor.state) outputs.emplace_back(&state, &tensor.name);
+  }
+  std::sort(outputs.begin(), outputs.end(), [](auto a, auto b) { return a.first->begin() < b.first->begin(); });
+  for (std::size_t i = 1; i < outputs.size(); ++i) {
+    check_apart(*outputs[i].first, *outputs[i].second, *outputs[i - 1].first, *outputs[i - 1].second);
+  }
+  return outputs;
+}
+
+void Optimizer::add_group(const py::object& container, const py::dict& options) {
+  const Turn turn(*this);
+  Group group = outline(container);
+  group.first = tensors_.size();
+  const std::size_t index = groups_.size();
+  set_rule(index, options);
+  groups_.push_back(group);
+  auto all = tensors_;
+  try {
+    groups_.back().common = read_common(options);
+    for (const py::object& key : group.keys) {
+      const bool single = group.kind == Kind::single;
+      const std::string name = group_name("params", index);
+      all.push_back(
+          make_tensor(single ? container : py::object(container[key]), single ? name : key_name(name, key), index));
+    }
+    sorted_outputs(all);
+  } catch (...) {
+    groups_.pop_back();
+    drop_rule();
+    throw;
+  }
+  tensors_ = std::move(all);
+  outputs_ = sorted_outputs(tensors_);
+  pins_.clear();
+  for (const Tensor& tensor : tensors_) pins_.pin(tensor.p.array);
+}
+
+void Optimizer::set_options(std::size_t group, const py::dict& options) {
+  const Turn turn(*this);
+  const Common common = read_common(options);
+  set_rule(group, options);
+  groups_[group].common = common;
+}
+
+void Optimizer::set_clipping(double max_norm, const std::string& nonfinite) {
+  const Turn turn(*this);
+  max_norm_ = max_norm;
+  nonfinite_ = nonfinite == "skip" ? Nonfinite::skip : nonfinite == "raise" ? Nonfinite::raise : Nonfinite::propagate;
+}
+
+Common Optimizer::read_common(const py::dict& options) {
+  Common c;
+  const py::object lr = options["lr"];
+  if (PyCallable_Check(lr.ptr()) != 0) {
+    c.schedule = lr;
+  } else {
+    c.lr = lr.cast<double>();
+  }
+  c.l1 = options["l1"].cast<double>();
+  c.l2 = options["l2"].cast<double>();
+  if (!options["max_value"].is_none()) c.max_value = options["max_value"].cast<double>();
+  c.maximize = options["maximize"].cast<bool>();
+  return c;
+}
+
+void Optimizer::check_overlap(const View& g, const std::string& name) const {
+  const auto after = std::upper_bound(outputs_.begin(), outputs_.end(), g.begin(),
+                                      [](const char* begin, auto& output) { return begin < output.first->end(); });
+  if (after != outputs_.end()) check_apart(g, name, *after->first, *after->second);
+}
+
+void Optimizer::collect_tensor(Tensor& tensor, const Group& group, std::size_t i, const py::object& g) {
+  const py::object& key = group.keys[i];
+  const auto* proxy = py::detail::array_proxy(tensor.p.array.ptr());
+  const bool is_there = group.kind == Kind::single || py::object(group.container[key]).is(tensor.p.array);
+  if (!is_there || proxy->data != tensor.p.data) {
+    throw py::value_error(tensor.name +
+                          ": expected the array that the optimizer was made with, got another; update it in "
+                          "place (x[...] = y), or make a new optimizer");
+  }
+  if ((proxy->flags & kWriteable) == 0)
+    throw py::value_error(tensor.name + ": expected a writeable array, got a read-only one");
+  if (g.is_none()) return;
+  const auto name = [&] {
+    const std::string whole = group_name("grads", tensor.group);
+    return group.kind == Kind::single ? whole : key_name(whole, key);
+  };
+  Flaw flaw;
+  const auto v = try_view(g, Use::read, flaw);
+  if (!v) flaw.raise(name());
+  if (v->is_double != tensor.p.is_double) check_dtype(*v, name(), tensor.p.is_double);
+  const auto& p = tensor.p.array;
+  if (v->array.ndim() != p.ndim() || !std::equal(p.shape(), p.shape() + p.ndim(), v->array.shape())) {
+    check_shape(*v, name(), shape_of(p));
+  }
+  if ((v->layout & tensor.p.layout) == 0) {
+    throw py::value_error(name() + ": expected the memory order of " + tensor.name + ", got the other one; numpy." +
+                          ((tensor.p.layout & c_order) != 0 ? "ascontiguousarray" : "asfortranarray") + "(x) has it");
+  }
+  if (v->size > 0) check_overlap(*v, name());
+  work_.push_back({&tensor, *v, (work_.empty() ? 0 : work_.back().end) + v->size});
+}
+
+void Optimizer::collect_group(std::size_t index, const py::object& gradients) {
+  const Group& group = groups_[index];
+  const auto name = [&] { return group_name("grads", index); };
+  const auto refuse = [&](const std::string& why) { throw py::value_error(name() + ": " + why); };
+  if (group.kind == Kind::single) {
+    collect_tensor(tensors_[group.first], group, 0, gradients);
+    return;
+  }
+  if (group.kind == Kind::mapping) {
+    if (!py::hasattr(gradients, "keys")) {
+      throw py::type_error(name() + ": expected a mapping with the names of params, got " +
+                           std::string(py::str(py::type::of(gradients).attr("__name__"))));
+    }
+    for (std::size_t i = 0; i < group.keys.size(); ++i) {
+      const py::object& key = group.keys[i];
+      if (!gradients.contains(key))
+        refuse("expected a gradient for " + std::string(py::repr(key)) + ", got none; None skips it");
+      collect_tensor(tensors_[group.first + i], group, i, gradients[key]);
+    }
+    if (py::len(gradients) != group.keys.size()) {
+      for (const auto key : py::list(gradients.attr("keys")())) {
+        if (!group.container.contains(key))
+          refuse("expected the names of params, got also " + std::string(py::repr(key)));
+      }
+      refuse("expected the names of params, got others");
+    }
+    return;
+  }
+  if (py::isinstance<py::array>(gradients) || !py::isinstance<py::sequence>(gradients)) {
+    throw py::type_error(name() + ": expected a sequence of " + std::to_string(group.keys.size()) + " gradients, got " +
+                         std::string(py::str(py::type::of(gradients).attr("__name__"))));
+  }
+  if (py::len(gradients) != group.keys.size()) {
+    refuse("expected " + std::to_string(group.keys.size()) + " gradients, got " + std::to_string(py::len(gradients)) +
+           "; None skips a parameter");
+  }
+  for (std::size_t i = 0; i < group.keys.size(); ++i) {
+    collect_tensor(tensors_[group.first + i], group, i, gradients[group.keys[i]]);
+  }
+}
+
+void Optimizer::collect(const py::object& gradients) {
+  if (!grouped) {
+    collect_group(0, gradients);
+    return;
+  }
+  if (py::isinstance<py::array>(gradients) || !py::isinstance<py::sequence>(gradients) ||
+      py::len(gradients) != groups_.size()) {
+    throw py::value_error("grads: expected a sequence of " + std::to_string(groups_.size()) +
+                          " entries, one for each param group, got " + std::string(py::repr(py::type::of(gradients))));
+  }
+  for (std::size_t i = 0; i < groups_.size(); ++i) collect_group(i, gradients[py::int_(i)]);
+}
+
+void Optimizer::apply_schedules() {
+  for (std::size_t i = 0; i < groups_.size(); ++i) {
+    Common& c = groups_[i].common;
+    if (!c.schedule) continue;
+    const py::object rate = c.schedule(steps_);
+    const double lr = PyFloat_AsDouble(rate.ptr());
+    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
+    if (!(lr >= 0) || !std::isfinite(lr)) {
+      throw py::value_error("lr: expected a schedule that gives finite rates >= 0, got " + std::string(py::str(rate)) +
+                            " at step " + std::to_string(steps_));
+    }
+    c.lr = lr;
+  }
+}
+
+void Optimizer::raise_nonfinite() const {
+  std::string which = "the norm of the gradients is";
+  for (const Work& w : work_) {
+    if (std::isfinite(global_norm({{w.g.data, w.g.size, w.g.is_double}}))) continue;
+    which = "the gradient of " + w.tensor->name + " has a value that is";
+    break;
+  }
+  PyErr_SetString(PyExc_FloatingPointError, (which + " not finite; nothing was changed").c_str());
+  throw py::error_already_set();
+}
+
+void Optimizer::step(const py::object& gradients, double grad_scale) {
+  if (!std::isfinite(grad_scale)) {
+    throw py::value_error("grad_scale: expected a finite number, got " + std::to_string(grad_scale));
+  }
+  const Turn turn(*this);
+  const parallel::DefaultFloatMode mode;
+  const Release work_until_return{work_};
+  collect(gradients);
+  apply_schedules();
+  const std::ptrdiff_t total = work_.empty() ? 0 : work_.back().end;
+  Pins pins;
+  std::optional<py::gil_scoped_release> release;
+  if (parallel::is_large(total * kBytesPerElement)) {
+    for (const Work& w : work_) pins.pin(w.g.array);
+    release.emplace();
+  }
+  std::optional<double> norm;
+  if (std::isfinite(max_norm_) || nonfinite_ != Nonfinite::propagate) {
+    std::vector<Span> spans;
+    for (const Work& w : work_) spans.push_back({w.g.data, w.g.size, w.g.is_double});
+    norm = std::abs(grad_scale) * global_norm(spans);
+    if (nonfinite_ != Nonfinite::propagate && !std::isfinite(*norm)) {
+      release.reset();
+      if (nonfinite_ == Nonfinite::raise) raise_nonfinite();
+      last_norm_ = norm;
+      return;
+    }
+  }
+  double clip = 1;
+  if (std::isfinite(max_norm_)) {
+    clip = max_norm_ / (*norm + 1e-6);
+    if (clip > 1) clip = 1;
+  }
+  prepare(work_, grad_scale * clip);
+  parallel::for_ranges(total, kBytesPerElement, [this](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+    auto i = static_cast<std::size_t>(std::upper_bound(work_.begin(), work_.end(), begin,
+                                                       [](std::ptrdiff_t at, const Work& w) { return at < w.end; }) -
+                                      work_.begin());
+    for (; begin < end; ++i) {
+      const std::ptrdiff_t first = work_[i].end - work_[i].g.size;
+      const std::ptrdiff_t last = std::min(end, work_[i].end);
+      run(i, begin - first, last - begin);
+      begin = last;
+    }
+  });
+  release.reset();
+  last_norm_ = norm;
+  ++steps_;
+}
+
+py::list Optimizer::snapshot() {
+  const Turn turn(*this);
+  py::list result;
+  for (const Tensor& tensor : tensors_) {
+    py::dict d;
+    d["step"] = tensor.progress.step;
+    if (keeps_mu_product()) d["mu_product"] = tensor.progress.mu_product;
+    const auto names = state_names(tensor.group);
+    for (std::size_t i = 0; i < names.size(); ++i) d[names[i]] = tensor.state[i].array.attr("copy")("K");
+    result.append(d);
+  }
+  return result;
+}
+
+void Optimizer::restore(const py::list& saved, std::int64_t steps) {
+  const Turn turn(*this);
+  if (saved.size() != tensors_.size()) {
+    throw py::value_error("state: expected " + std::to_string(tensors_.size()) + " tensors, got " +
+                          std::to_string(saved.size()));
+  }
+  std::vector<Progress> progress;
+  std::vector<View> arrays;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const Tensor& tensor = tensors_[i];
+    const auto get = [&](const char* key) -> py::object {
+      const std::string name = key_name("state", py::int_(i));
+      const auto entry = py::reinterpret_borrow<py::object>(saved[i]);
+      if (!py::isinstance<py::dict>(entry))
+        throw py::type_error(name + ": expected a dict, got " + std::string(py::str(py::type::of(entry))));
+      if (!entry.contains(key)) throw py::value_error(name + ": expected " + key + ", which is missing");
+      return entry[key];
+    };
+    Progress p;
+    p.step = get("step").cast<std::int64_t>();
+    if (keeps_mu_product()) p.mu_product = get("mu_product").cast<double>();
+    if (p.step < 0)
+      throw py::value_error(key_name("state", py::int_(i)) + ": expected step >= 0, got " + std::to_string(p.step));
+    progress.push_back(p);
+    const auto names = state_names(tensor.group);
+    for (std::size_t k = 0; k < names.size(); ++k) {
+      const std::string name = key_name(key_name("state", py::int_(i)), py::str(names[k]));
+      const View v = view(get(names[k]), name, Use::read);
+      check_dtype(v, name, tensor.p.is_double);
+      check_shape(v, name, shape_of(tensor.p.array));
+      if ((v.layout & tensor.p.layout) == 0)
+        throw py::value_error(name + ": expected the memory order of " + tensor.name);
+      arrays.push_back(v);
+    }
+  }
+  auto next = arrays.begin();
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    tensors_[i].progress = progress[i];
+    for (const View& state : tensors_[i].state) {
+      if (state.size > 0) std::memmove(state.data, next->data, static_cast<std::size_t>(state.size * state.itemsize()));
+      ++next;
+    }
+  }
+  steps_ = steps;
+}
+
+}  // namespace steepest

@@ -1,0 +1,127 @@
+// A step over registered tensors: checks the gradients, drops the GIL, runs one rule over all of them.
+#pragma once
+
+#include <atomic>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../dispatch.hpp"
+#include "arrays.hpp"
+#include "norm.hpp"
+
+namespace steepest {
+
+// What a tensor remembers between steps beside its state arrays.
+struct Progress {
+  std::int64_t step = 0;
+  double mu_product = 1;  // NAdam's
+
+  bool operator==(const Progress& other) const { return step == other.step && mu_product == other.mu_product; }
+};
+
+struct Tensor {
+  std::string name;
+  View p;
+  std::vector<View> state;
+  std::size_t group;
+  Progress progress{};
+};
+
+// The options of a group that every rule has.
+struct Common {
+  double lr = 0, l1 = 0, l2 = 0, max_value = std::numeric_limits<double>::infinity();
+  bool maximize = false;
+  py::object schedule;  // step -> lr, or none
+};
+
+// One step's share of a tensor: tensors lie one after the other in 0..total; this one ends at `end`.
+struct Work {
+  Tensor* tensor;
+  View g;
+  std::ptrdiff_t end;
+};
+
+enum class Nonfinite { propagate, skip, raise };
+
+class Optimizer;
+
+// The caller's turn with an optimizer. Waits for another thread's without the GIL.
+class Turn {
+ public:
+  explicit Turn(Optimizer& optimizer);
+  ~Turn();
+  Turn(const Turn&) = delete;
+  Turn& operator=(const Turn&) = delete;
+
+ private:
+  Optimizer& optimizer_;
+};
+
+class Optimizer {
+ public:
+  virtual ~Optimizer() = default;
+
+  void add_group(const py::object& container, const py::dict& options);
+  void set_options(std::size_t group, const py::dict& options);
+  void step(const py::object& gradients, double grad_scale);
+  py::list snapshot();                                        // a dict for each tensor: step and copies of its state
+  void restore(const py::list& tensors, std::int64_t steps);  // what snapshot gave; all of it is checked first
+  std::optional<double> last_norm() const { return last_norm_; }
+
+  void set_clipping(double max_norm, const std::string& nonfinite);
+  bool grouped = false;  // gradients come as a sequence with an entry for each group
+  std::int64_t steps() const { return steps_; }
+
+ protected:
+  virtual std::vector<const char*> state_names(std::size_t group) const = 0;
+  virtual double initial_state(std::size_t group) const = 0;
+  virtual bool keeps_mu_product() const = 0;
+  virtual void set_rule(std::size_t group, const py::dict& options) = 0;  // appends a group's first
+  virtual void drop_rule() = 0;                                           // the last group's
+  virtual void prepare(const std::vector<Work>&, double scale) = 0;       // and counts the step
+  virtual void run(std::size_t work, std::ptrdiff_t begin, std::ptrdiff_t n) const noexcept = 0;
+
+  const Common& common(std::size_t group) const { return groups_[group].common; }
+  const std::vector<Work>& work() const { return work_; }
+
+ private:
+  friend class Turn;
+
+  enum class Kind { single, sequence, mapping };
+  struct Group {
+    py::object container;
+    Kind kind;
+    std::vector<py::object> keys;
+    std::size_t first;  // of its tensors
+    Common common;
+  };
+
+  static Group outline(const py::object& container);
+  static Common read_common(const py::dict& options);
+  std::string group_name(const std::string& what, std::size_t group) const;
+  Tensor make_tensor(const py::object& array, const std::string& name, std::size_t group) const;
+  static std::vector<std::pair<const View*, const std::string*>> sorted_outputs(const std::vector<Tensor>& all);
+  void collect(const py::object& gradients);
+  void collect_group(std::size_t group, const py::object& gradients);
+  void collect_tensor(Tensor& tensor, const Group& group, std::size_t i, const py::object& g);
+  void check_overlap(const View& g, const std::string& name) const;
+  void apply_schedules();
+  [[noreturn]] void raise_nonfinite() const;
+
+  std::vector<Group> groups_;
+  std::vector<Tensor> tensors_;
+  std::vector<std::pair<const View*, const std::string*>> outputs_;  // parameters and state by address
+  std::vector<Work> work_;
+  Pins pins_;
+  double max_norm_ = std::numeric_limits<double>::infinity();
+  Nonfinite nonfinite_ = Nonfinite::propagate;
+  std::int64_t steps_ = 0;
+  std::optional<double> last_norm_;
+  std::atomic<std::uint64_t> turn_{0};  // 0: free, else 1 + forks of the process that took it
+  std::atomic<std::thread::id> turn_of_{};
+};
+
+}  // namespace steepest

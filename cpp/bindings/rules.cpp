@@ -1,0 +1,345 @@
+// One struct per rule: what it keeps, and how a step's scalars follow from its options.
+#include "../kernels/vector_math.hpp"
+#include "../parallel.hpp"
+#include "module.hpp"
+#include "optimizer.hpp"
+
+namespace steepest {
+namespace {
+
+double number(const py::dict& options, const char* name) { return options[name].cast<double>(); }
+bool flag(const py::dict& options, const char* name) { return options[name].cast<bool>(); }
+
+// base^n by squaring: the same bits on every machine, which libm's pow does not promise.
+double power(double base, std::int64_t n) {
+  double result = 1;
+  for (; n > 0; n >>= 1, base *= base) {
+    if ((n & 1) != 0) result *= base;
+  }
+  return result;
+}
+
+template <class T>
+T round_to(double x) {
+  return static_cast<T>(x);
+}
+
+using StateNames = std::vector<const char*>;
+
+// What most rules have in common.
+struct Plain {
+  static constexpr bool keeps_mu_product = false;
+  double initial_state() const { return 0; }
+};
+
+struct SgdRule : Plain {
+  double momentum, dampening;
+  bool nesterov, lr_in_velocity;
+
+  template <class T>
+  using Step = SgdStep<T>;
+  explicit SgdRule(const py::dict& o)
+      : momentum(number(o, "momentum")),
+        dampening(number(o, "dampening")),
+        nesterov(flag(o, "nesterov")),
+        lr_in_velocity(flag(o, "lr_in_velocity")) {}
+  StateNames state_names() const { return momentum == 0 ? StateNames{} : StateNames{"momentum_buffer"}; }
+
+  template <class T>
+  Step<T> prepare(double lr, const Progress& progress) const {
+    const double undamped = progress.step == 1 ? 1 : 1 - dampening;  // the first buffer is the gradient
+    return {round_to<T>(lr), round_to<T>(momentum), round_to<T>(undamped), momentum != 0, nesterov, lr_in_velocity};
+  }
+  template <class T>
+  static auto kernel() {
+    return rules<T>().sgd;
+  }
+};
+
+struct MomentumRule : Plain {
+  double beta;
+
+  template <class T>
+  using Step = MomentumStep<T>;
+  explicit MomentumRule(const py::dict& o) : beta(number(o, "beta")) {}
+  StateNames state_names() const { return {"momentum_buffer"}; }
+
+  template <class T>
+  Step<T> prepare(double lr, const Progress&) const {
+    return {round_to<T>(lr), round_to<T>(beta), round_to<T>(1 - beta)};
+  }
+  template <class T>
+  static auto kernel() {
+    return rules<T>().momentum;
+  }
+};
+
+struct RmspropRule : Plain {
+  double alpha, eps, momentum;
+  bool centered, eps_inside_sqrt;
+
+  template <class T>
+  using Step = RmspropStep<T>;
+  explicit RmspropRule(const py::dict& o)
+      : alpha(number(o, "alpha")),
+        eps(number(o, "eps")),
+        momentum(number(o, "momentum")),
+        centered(flag(o, "centered")),
+        eps_inside_sqrt(flag(o, "eps_inside_sqrt")) {}
+  StateNames state_names() const {
+    StateNames names{"square_avg"};
+    if (centered) names.push_back("grad_avg");
+    if (momentum != 0) names.push_back("momentum_buffer");
+    return names;
+  }
+
+  template <class T>
+  Step<T> prepare(double lr, const Progress&) const {
+    return {round_to<T>(lr),
+            round_to<T>(alpha),
+            round_to<T>(1 - alpha),
+            round_to<T>(momentum),
+            round_to<T>(eps_inside_sqrt ? eps : 0),
+            round_to<T>(eps_inside_sqrt ? 0 : eps),
+            centered,
+            momentum != 0};
+  }
+  template <class T>
+  static auto kernel() {
+    return rules<T>().rmsprop;
+  }
+};
+
+struct AdagradRule : Plain {
+  double lr_decay, initial_accumulator_value, eps;
+  bool eps_inside_sqrt;
+
+  template <class T>
+  using Step = AdagradStep<T>;
+  explicit AdagradRule(const py::dict& o)
+      : lr_decay(number(o, "lr_decay")),
+        initial_accumulator_value(number(o, "initial_accumulator_value")),
+        eps(number(o, "eps")),
+        eps_inside_sqrt(flag(o, "eps_inside_sqrt")) {}
+  StateNames state_names() const { return {"sum"}; }
+  double initial_state() const { return initial_accumulator_value; }
+
+  template <class T>
+  Step<T> prepare(double lr, const Progress& progress) const {
+    const double rate = lr / (1 + static_cast<double>(progress.step - 1) * lr_decay);
+    return {round_to<T>(rate), round_to<T>(eps_inside_sqrt ? eps : 0), round_to<T>(eps_inside_sqrt ? 0 : eps)};
+  }
+  template <class T>
+  static auto kernel() {
+    return rules<T>().adagrad;
+  }
+};
+
+struct AdamRule : Plain {
+  double beta1, beta2, eps, decoupled_decay;
+  bool amsgrad, epsilon_hat;
+
+  template <class T>
+  using Step = AdamStep<T>;
+  explicit AdamRule(const py::dict& o)
+      : beta1(number(o, "beta1")),
+        beta2(number(o, "beta2")),
+        eps(number(o, "eps")),
+        decoupled_decay(number(o, "decoupled_decay")),
+        amsgrad(flag(o, "amsgrad")),
+        epsilon_hat(flag(o, "epsilon_hat")) {}
+  StateNames state_names() const {
+    return amsgrad ? StateNames{"exp_avg", "exp_avg_sq", "max_exp_avg_sq"} : StateNames{"exp_avg", "exp_avg_sq"};
+  }
+
+  template <class T>
+  Step<T> prepare(double lr, const Progress& progress) const {
+    const double correction1 = 1 - power(beta1, progress.step);
+    const double sqrt_correction2 = square_root(1 - power(beta2, progress.step));
+    const double step_size = epsilon_hat ? lr * sqrt_correction2 / correction1 : lr / correction1;
+    return {round_to<T>(step_size),
+            round_to<T>(beta1),
+            round_to<T>(1 - beta1),
+            round_to<T>(beta2),
+            round_to<T>(1 - beta2),
+            round_to<T>(epsilon_hat ? 1 : 1 / sqrt_correction2),
+            round_to<T>(eps),
+            round_to<T>(1 - lr * decoupled_decay),
+            amsgrad};
+  }
+  template <class T>
+  static auto kernel() {
+    return rules<T>().adam;
+  }
+};
+
+struct NadamRule : Plain {
+  static constexpr bool keeps_mu_product = true;
+  double beta1, beta2, eps, momentum_decay, decoupled_decay;
+
+  template <class T>
+  using Step = NadamStep<T>;
+  explicit NadamRule(const py::dict& o)
+      : beta1(number(o, "beta1")),
+        beta2(number(o, "beta2")),
+        eps(number(o, "eps")),
+        momentum_decay(number(o, "momentum_decay")),
+        decoupled_decay(number(o, "decoupled_decay")) {}
+  StateNames state_names() const { return {"exp_avg", "exp_avg_sq"}; }
+
+  double mu(std::int64_t t) const {
+    constexpr double log_096 = -0x1.4e69ed6d80eaep-5;  // log(0.96)
+    return beta1 * (1 - 0.5 * exponential(static_cast<double>(t) * momentum_decay * log_096));
+  }
+  template <class T>
+  Step<T> prepare(double lr, Progress& progress) const {
+    const double mu_t = mu(progress.step), mu_next = mu(progress.step + 1);
+    progress.mu_product *= mu_t;
+    return {round_to<T>(lr * (1 - mu_t) / (1 - progress.mu_product)),
+            round_to<T>(lr * mu_next / (1 - progress.mu_product * mu_next)),
+            round_to<T>(beta1),
+            round_to<T>(1 - beta1),
+            round_to<T>(beta2),
+            round_to<T>(1 - beta2),
+            round_to<T>(1 / square_root(1 - power(beta2, progress.step))),
+            round_to<T>(eps),
+            round_to<T>(1 - lr * decoupled_decay)};
+  }
+  template <class T>
+  static auto kernel() {
+    return rules<T>().nadam;
+  }
+};
+
+struct LionRule : Plain {
+  double beta1, beta2, decoupled_decay;
+
+  template <class T>
+  using Step = LionStep<T>;
+  explicit LionRule(const py::dict& o)
+      : beta1(number(o, "beta1")), beta2(number(o, "beta2")), decoupled_decay(number(o, "decoupled_decay")) {}
+  StateNames state_names() const { return {"exp_avg"}; }
+
+  template <class T>
+  Step<T> prepare(double lr, const Progress&) const {
+    return {round_to<T>(lr),    round_to<T>(beta1),     round_to<T>(1 - beta1),
+            round_to<T>(beta2), round_to<T>(1 - beta2), round_to<T>(1 - lr * decoupled_decay)};
+  }
+  template <class T>
+  static auto kernel() {
+    return rules<T>().lion;
+  }
+};
+
+template <class Rule>
+class RuleOptimizer final : public Optimizer {
+  template <class T>
+  struct Prepared {
+    Gradient<T> gradient;
+    typename Rule::template Step<T> step;
+  };
+  struct Scalars {
+    Prepared<float> f32;
+    Prepared<double> f64;
+  };
+
+  std::vector<const char*> state_names(std::size_t group) const override { return rules_[group].state_names(); }
+
+  double initial_state(std::size_t group) const override { return rules_[group].initial_state(); }
+
+  bool keeps_mu_product() const override { return Rule::keeps_mu_product; }
+
+  void set_rule(std::size_t group, const py::dict& options) override {
+    const Rule rule(options);
+    if (group == rules_.size()) {
+      rules_.push_back(rule);
+    } else if (rule.state_names() != rules_[group].state_names()) {
+      throw py::value_error(
+          "an option that changes which state a rule keeps cannot change after the optimizer was made");
+    } else {
+      rules_[group] = rule;
+    }
+  }
+
+  void drop_rule() override { rules_.pop_back(); }
+
+  template <class T>
+  Prepared<T> prepared(Tensor& tensor, double scale) const {
+    const Common& c = common(tensor.group);
+    ++tensor.progress.step;
+    return {{c.maximize ? -scale : scale, round_to<T>(-c.max_value), round_to<T>(c.max_value), round_to<T>(c.l1),
+             round_to<T>(c.l2)},
+            rules_[tensor.group].template prepare<T>(c.lr, tensor.progress)};
+  }
+
+  void prepare(const std::vector<Work>& work, double scale) override {
+    scalars_.resize(work.size());
+    Progress before{};
+    for (std::size_t i = 0; i < work.size(); ++i) {
+      Tensor& tensor = *work[i].tensor;
+      const Tensor* last = i == 0 ? nullptr : work[i - 1].tensor;
+      const bool is_like_last = last != nullptr && last->group == tensor.group &&
+                                last->p.is_double == tensor.p.is_double && before == tensor.progress;
+      if (is_like_last) {
+        scalars_[i] = scalars_[i - 1];
+        tensor.progress = last->progress;
+        continue;
+      }
+      before = tensor.progress;
+      if (tensor.p.is_double) {
+        scalars_[i].f64 = prepared<double>(tensor, scale);
+      } else {
+        scalars_[i].f32 = prepared<float>(tensor, scale);
+      }
+    }
+  }
+
+  template <class T>
+  void run(const Work& w, const Prepared<T>& scalars, std::ptrdiff_t begin, std::ptrdiff_t n) const noexcept {
+    Arrays<T> a{w.tensor->p.as<T>() + begin, w.g.as<const T>() + begin, {}};
+    for (std::size_t i = 0; i < w.tensor->state.size(); ++i) a.state[i] = w.tensor->state[i].template as<T>() + begin;
+    Rule::template kernel<T>()(scalars.gradient, scalars.step, a, n);
+  }
+
+  void run(std::size_t i, std::ptrdiff_t begin, std::ptrdiff_t n) const noexcept override {
+    const Work& w = work()[i];
+    if (w.g.is_double) {
+      run<double>(w, scalars_[i].f64, begin, n);
+    } else {
+      run<float>(w, scalars_[i].f32, begin, n);
+    }
+  }
+
+  std::vector<Rule> rules_;
+  std::vector<Scalars> scalars_;
+};
+
+template <class Rule>
+void bind(py::module_& m, const char* name) {
+  py::class_<RuleOptimizer<Rule>, Optimizer>(m, name).def(py::init<>());
+}
+
+}  // namespace
+
+void register_rules(py::module_& m) {
+  py::class_<Optimizer>(m, "Optimizer")
+      .def("add_group", &Optimizer::add_group, py::arg("params"), py::arg("options"))
+      .def("set_options", &Optimizer::set_options, py::arg("group"), py::arg("options"))
+      .def("step", &Optimizer::step, py::arg("grads"), py::arg("grad_scale"))
+      .def("snapshot", &Optimizer::snapshot)
+      .def("restore", &Optimizer::restore, py::arg("tensors"), py::arg("steps"))
+      .def("set_clipping", &Optimizer::set_clipping, py::arg("max_norm"), py::arg("nonfinite"))
+      .def_readwrite("grouped", &Optimizer::grouped)
+      .def_property_readonly("last_norm", &Optimizer::last_norm)
+      .def_property_readonly("steps", &Optimizer::steps);
+
+  bind<SgdRule>(m, "SGD");
+  bind<MomentumRule>(m, "Momentum");
+  bind<RmspropRule>(m, "RMSprop");
+  bind<AdagradRule>(m, "Adagrad");
+  bind<AdamRule>(m, "Adam");
+  bind<NadamRule>(m, "NAdam");
+  bind<LionRule>(m, "Lion");
+}
+
+}  // namespace steepest

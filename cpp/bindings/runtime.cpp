@@ -1,0 +1,59 @@
+// Threads, ISA and build facts.
+#include <pybind11/stl.h>
+
+#include "../dispatch.hpp"
+#include "../parallel.hpp"
+#include "module.hpp"
+
+namespace steepest {
+namespace {
+
+namespace py = pybind11;
+
+void set_num_threads(int n) {
+  if (n < 1 || n > parallel::kMaxThreads) {
+    throw py::value_error("n: expected 1 to " + std::to_string(parallel::kMaxThreads) + " threads, got " +
+                          std::to_string(n));
+  }
+  parallel::set_threads(n);
+}
+
+void set_threading(const std::string& engine) {
+  if (engine != "pool" && engine != "openmp") {
+    throw py::value_error("engine: expected \"pool\" or \"openmp\", got \"" + engine + "\"");
+  }
+  parallel::set_engine(engine == "pool" ? parallel::Engine::pool : parallel::Engine::openmp);
+}
+
+const char* get_threading() { return parallel::engine() == parallel::Engine::pool ? "pool" : "openmp"; }
+
+#if defined(__clang__)
+constexpr const char* kCompiler = "clang " __clang_version__;
+#else
+constexpr const char* kCompiler = "gcc " __VERSION__;
+#endif
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = kCompiler;
+  info["openmp"] = parallel::has_openmp();
+  info["isas"] = isas();
+  info["isa"] = isa();
+  return info;
+}
+
+}  // namespace
+
+void register_runtime(py::module_& m) {
+  m.def("set_num_threads", set_num_threads, py::arg("n"));
+  m.def("get_num_threads", parallel::threads);
+  m.def("set_threading", set_threading, py::arg("engine"));
+  m.def("get_threading", get_threading);
+  m.def("build_info", build_info);
+  // For tests.
+  m.def("_set_isa", set_isa, py::arg("name"));
+  m.def("_share_blocks_of", parallel::share_blocks_of, py::arg("units"));
+  m.def("_blocks_run", parallel::blocks_run);
+}
+
+}  // namespace steepest

@@ -1,0 +1,139 @@
+#include "dispatch.hpp"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+
+#include "isas.hpp"  // made by CMakeLists.txt
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace steepest {
+
+#define STEEPEST_DECLARE(isa)                       \
+  extern const RuleKernels<float> rules_f32_##isa;  \
+  extern const RuleKernels<double> rules_f64_##isa; \
+  extern const LossKernels<float> losses_f32_##isa; \
+  extern const LossKernels<double> losses_f64_##isa;
+STEEPEST_FOR_EACH_ISA(STEEPEST_DECLARE)
+#undef STEEPEST_DECLARE
+
+namespace {
+
+struct Isa {
+  const char* name;
+  bool (*is_supported)();
+  Kernels kernels;
+};
+
+#if defined(__x86_64__)
+
+struct Registers {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+
+Registers cpuid(unsigned leaf) {
+  Registers r;
+  __get_cpuid_count(leaf, 0, &r.eax, &r.ebx, &r.ecx, &r.edx);
+  return r;
+}
+
+// Whether the operating system saves the registers of this mask on a context switch.
+bool os_saves(unsigned mask) {
+  constexpr unsigned osxsave = 1u << 27;
+  if ((cpuid(1).ecx & osxsave) == 0) return false;
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (low & mask) == mask;
+}
+
+bool has_sse2() { return true; }
+
+bool has_avx2() {
+  constexpr unsigned avx = 1u << 28, avx2 = 1u << 5;
+  return os_saves(0x06) && (cpuid(1).ecx & avx) != 0 && (cpuid(7).ebx & avx2) != 0;
+}
+
+bool has_avx512() {
+  constexpr unsigned f = 1u << 16, dq = 1u << 17, bw = 1u << 30, vl = 1u << 31, all = f | dq | bw | vl;
+  return has_avx2() && os_saves(0xe6) && (cpuid(7).ebx & all) == all;
+}
+
+#else
+
+bool has_neon() { return true; }
+
+#endif
+
+#define STEEPEST_ENTRY(isa) {#isa, has_##isa, {rules_f32_##isa, rules_f64_##isa, losses_f32_##isa, losses_f64_##isa}},
+const std::vector<Isa>& all_isas() {
+  static const std::vector<Isa> all{STEEPEST_FOR_EACH_ISA(STEEPEST_ENTRY)};
+  return all;
+}
+#undef STEEPEST_ENTRY
+
+const Isa* find(const std::string& name) {
+  std::string known;
+  for (const Isa& candidate : all_isas()) {
+    if (candidate.name == name) {
+      if (candidate.is_supported()) return &candidate;
+      throw std::runtime_error("ISA " + name + " is not supported by this CPU or its operating system; it has " +
+                               isas().back() + " and below");
+    }
+    known += std::string(known.empty() ? "" : ", ") + candidate.name;
+  }
+  throw std::runtime_error("ISA \"" + name + "\" is not known; expected one of " + known);
+}
+
+const Isa* choose() {
+  const char* name = std::getenv("STEEPEST_ISA");
+  return find(name != nullptr && *name != '\0' ? name : isas().back());
+}
+
+std::atomic<const Isa*> chosen{nullptr};
+
+const Isa& current() {
+  const Isa* isa = chosen.load(std::memory_order_acquire);
+  if (isa == nullptr) {
+    isa = choose();
+    chosen.store(isa, std::memory_order_release);
+  }
+  return *isa;
+}
+
+}  // namespace
+
+const Kernels& kernels() { return current().kernels; }
+
+std::string isa() { return current().name; }
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Isa& candidate : all_isas()) {
+    if (candidate.is_supported()) names.emplace_back(candidate.name);
+  }
+  return names;
+}
+
+void set_isa(const std::string& name) { chosen.store(find(name), std::memory_order_release); }
+
+template <>
+const RuleKernels<float>& rules<float>() {
+  return kernels().rules_f32;
+}
+template <>
+const RuleKernels<double>& rules<double>() {
+  return kernels().rules_f64;
+}
+template <>
+const LossKernels<float>& losses<float>() {
+  return kernels().losses_f32;
+}
+template <>
+const LossKernels<double>& losses<double>() {
+  return kernels().losses_f64;
+}
+
+}  // namespace steepest

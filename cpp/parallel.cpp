@@ -1,0 +1,265 @@
+#include "parallel.hpp"
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <system_error>
+#include <thread>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
+namespace steepest::parallel {
+namespace {
+
+// Measured: below about 64 Ki parameters of AdamW (28 bytes each) two threads are no faster than one.
+constexpr std::ptrdiff_t kSerialBytes = 2 << 20;
+// A block must be worth its ticket, and small enough that nobody waits long for the last one.
+constexpr std::ptrdiff_t kMinBlockBytes = 128 << 10, kMaxBlockBytes = 2 << 20;
+constexpr int kBlocksPerThread = 4;
+
+constexpr auto kSpin = std::chrono::microseconds(10);
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+struct Settings {
+  std::atomic<Engine> engine{Engine::pool};
+  std::atomic<int> threads{1};
+  std::atomic<std::ptrdiff_t> shared_block{0};  // see share_blocks_of
+  std::atomic<bool> busy{false};                // a region runs; a second caller works alone
+  std::atomic<bool> openmp_was_used{false};
+  std::atomic<std::uint64_t> forks{0};
+};
+Settings settings;
+
+std::atomic<std::ptrdiff_t> counts[kMaxThreads];  // blocks that each thread ran since share_blocks_of
+
+std::ptrdiff_t blocks_of(const Job& job) { return (job.units + job.block - 1) / job.block; }
+
+void run_block(const Job& job, std::ptrdiff_t b, int id) noexcept {
+  const std::ptrdiff_t begin = b * job.block;
+  counts[id].fetch_add(1, std::memory_order_relaxed);
+  job.run(job.context, begin, std::min(begin + job.block, job.units));
+}
+
+bool must_share() { return settings.shared_block.load() > 0; }
+
+// Workers claim blocks with a ticket, generation << 32 | next block, and so does the caller: it never waits for a
+// worker that has not woken up. A generation is one job. `closed` as the next block keeps claims off a job that is
+// being replaced. Never destroyed: at exit, threads may still be parked in it.
+class Pool {
+ public:
+  void run(const Job& job, int team) {
+    grow(team - 1);
+    const auto blocks = static_cast<std::uint32_t>(blocks_of(job));
+    const std::uint64_t generation = (ticket_.load() >> 32) + 1;
+    ticket_.store(generation << 32 | closed);
+    job_.store(&job);
+    blocks_.store(blocks);
+    team_.store(std::min(team, workers_ + 1));
+    done_.store(0);
+    ticket_.store(generation << 32);
+    if (parked_.load() > 0) {
+      {
+        const std::lock_guard<std::mutex> lock(mutex_);
+      }
+      wake_.notify_all();
+    }
+    work(0, generation);
+    while (done_.load(std::memory_order_acquire) < blocks) std::this_thread::yield();
+  }
+
+ private:
+  static constexpr std::uint32_t closed = 0xffffffff;
+
+  void grow(int workers) {
+    try {
+      for (; workers_ < workers; ++workers_) std::thread(&Pool::serve, this, workers_ + 1).detach();
+    } catch (const std::system_error&) {  // the system has no more threads: fewer will do
+    }
+  }
+
+  void work(int id, std::uint64_t generation) noexcept {
+    for (;;) {
+      std::uint64_t ticket = ticket_.load();
+      const std::uint32_t next = static_cast<std::uint32_t>(ticket);
+      const Job* job = job_.load();
+      if (ticket >> 32 != generation || next >= blocks_.load()) return;
+      if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
+      run_block(*job, next, id);
+      while (must_share() && static_cast<int>(ticket_.load()) < team_.load()) std::this_thread::yield();
+      done_.fetch_add(1, std::memory_order_release);  // until now the job could neither end nor be replaced
+    }
+  }
+
+  // The generation of a job that waits, or the one given if there is none.
+  std::uint64_t job_after(std::uint64_t generation) const {
+    const std::uint64_t ticket = ticket_.load();
+    return static_cast<std::uint32_t>(ticket) == closed ? generation : ticket >> 32;
+  }
+
+  std::uint64_t wait_for_job_after(std::uint64_t generation) {
+    const auto deadline = std::chrono::steady_clock::now() + kSpin;
+    while (std::chrono::steady_clock::now() < deadline) {
+      for (int i = 0; i < 16; ++i) {
+        const std::uint64_t next = job_after(generation);
+        if (next != generation) return next;
+        pause();
+      }
+    }
+    std::unique_lock<std::mutex> lock(mutex_);
+    ++parked_;
+    std::uint64_t next = generation;
+    wake_.wait(lock, [&] { return (next = job_after(generation)) != generation; });
+    --parked_;
+    return next;
+  }
+
+  void serve(int id) {
+    const DefaultFloatMode mode;
+    for (std::uint64_t seen = 0;;) {
+      seen = wait_for_job_after(seen);
+      if (id < team_.load()) work(id, seen);
+    }
+  }
+
+  std::atomic<std::uint64_t> ticket_{0};
+  std::atomic<const Job*> job_{nullptr};
+  std::atomic<std::uint32_t> blocks_{0};
+  std::atomic<int> team_{1}, parked_{0};
+  std::atomic<std::ptrdiff_t> done_{0};
+  int workers_ = 0;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+std::atomic<Pool*> pool{nullptr};
+
+// In the child of a fork only the calling thread lives: what the others held is let go, and the pool, whose threads are
+// gone, is forgotten. libgomp's team is gone too and cannot be made anew, so OpenMP stays serial.
+#ifndef _WIN32
+void after_fork_in_child() {
+  pool.store(nullptr);
+  settings.busy.store(false);
+  settings.forks.fetch_add(1);
+}
+const int fork_handler = pthread_atfork(nullptr, nullptr, after_fork_in_child);
+#endif
+
+#ifdef _OPENMP
+void run_openmp(const Job& job, int team) {
+  std::atomic<std::ptrdiff_t> next{0};
+  settings.openmp_was_used.store(true);
+#pragma omp parallel num_threads(team)
+  {
+    const DefaultFloatMode mode;
+    for (std::ptrdiff_t b; (b = next.fetch_add(1)) < blocks_of(job);) {
+      run_block(job, b, omp_get_thread_num());
+      while (must_share() && next.load() < omp_get_num_threads()) std::this_thread::yield();
+    }
+  }
+}
+bool openmp_can_run() { return !omp_in_parallel() && !(settings.forks > 0 && settings.openmp_was_used); }
+#else
+void run_openmp(const Job&, int) {}
+bool openmp_can_run() { return false; }
+#endif
+
+}  // namespace
+
+DefaultFloatMode::DefaultFloatMode() noexcept {
+#if defined(__x86_64__)
+  constexpr unsigned defaults = 0x1f80;  // all exceptions masked, to nearest, no flush to zero
+  found_ = __builtin_ia32_stmxcsr();
+  if ((found_ & ~0x3ful) != defaults) __builtin_ia32_ldmxcsr(defaults);
+#elif defined(__aarch64__)
+  __asm__ volatile("mrs %0, fpcr" : "=r"(found_));
+  if (found_ != 0) __asm__ volatile("msr fpcr, %0" : : "r"(0ul));
+#endif
+}
+
+DefaultFloatMode::~DefaultFloatMode() {
+#if defined(__x86_64__)
+  __builtin_ia32_ldmxcsr(static_cast<unsigned>(found_));
+#elif defined(__aarch64__)
+  if (found_ != 0) __asm__ volatile("msr fpcr, %0" : : "r"(found_));
+#endif
+}
+
+bool has_openmp() {
+#ifdef _OPENMP
+  return true;
+#else
+  return false;
+#endif
+}
+
+Engine engine() { return settings.engine.load(); }
+
+void set_engine(Engine engine) {
+  if (engine == Engine::openmp && !has_openmp()) {
+    throw std::runtime_error("threading \"openmp\" is not available: steepest was built by a compiler without OpenMP");
+  }
+  settings.engine.store(engine);
+}
+
+int threads() { return settings.threads.load(); }
+
+void set_threads(int n) { settings.threads.store(n); }
+
+std::uint64_t forks() { return settings.forks.load(); }
+
+bool is_large(std::ptrdiff_t bytes) { return bytes >= kSerialBytes; }
+
+void share_blocks_of(std::ptrdiff_t units) {
+  for (auto& count : counts) count.store(0);
+  settings.shared_block.store(units);
+}
+
+std::vector<std::ptrdiff_t> blocks_run() {
+  std::vector<std::ptrdiff_t> result;
+  for (int id = 0; id < threads(); ++id) result.push_back(counts[id].load());
+  return result;
+}
+
+void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) {
+  const DefaultFloatMode mode;
+  Job job = wanted;
+  const std::ptrdiff_t bytes = job.units * bytes_per_unit;
+  const std::ptrdiff_t share = bytes / (kBlocksPerThread * threads());
+  job.block = std::clamp(share, kMinBlockBytes, kMaxBlockBytes) / bytes_per_unit + 1;
+  const std::ptrdiff_t shared_block = settings.shared_block.load();
+  if (shared_block > 0) {
+    job.block = shared_block;
+  } else if (!is_large(bytes)) {
+    job.block = std::max<std::ptrdiff_t>(job.units, 1);
+  }
+  const int team = static_cast<int>(std::min<std::ptrdiff_t>(threads(), blocks_of(job)));
+  if (team <= 1 || (engine() == Engine::openmp && !openmp_can_run()) || settings.busy.exchange(true)) {
+    for (std::ptrdiff_t b = 0; b < blocks_of(job); ++b) run_block(job, b, 0);
+    return;
+  }
+  if (engine() == Engine::openmp) {
+    run_openmp(job, team);
+  } else {
+    if (pool.load() == nullptr) pool.store(new Pool);
+    pool.load()->run(job, team);
+  }
+  settings.busy.store(false);
+}
+
+}  // namespace steepest::parallel

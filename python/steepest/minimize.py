@@ -1,0 +1,72 @@
+"""Minimise a function that returns its value and gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steepest import _core
+from steepest.optim import Adam, Optimizer
+
+
+@dataclass(frozen=True)
+class MinimizeResult:
+    """Where `minimize` ended."""
+
+    x: NDArray[Any]  #: the point
+    value: float  #: the function there
+    history: list[float]  #: the values at the points before each step, and `value` last
+    steps: int  #: how many steps were taken
+    converged: bool  #: whether the gradient's norm came down to `tol`
+
+
+def minimize(
+    fun: Callable[[NDArray[Any]], tuple[float, NDArray[Any]]],
+    x0: Any,
+    optimizer: Callable[..., Optimizer] = Adam,
+    *,
+    steps: int = 1000,
+    tol: float = 0.0,
+    callback: Callable[[int, NDArray[Any], float], object] | None = None,
+    **options: Any,
+) -> MinimizeResult:
+    """Takes up to `steps` steps of an optimizer from `x0`, along the gradient that `fun` returns.
+
+    `fun(x)` returns `(value, gradient)`, the gradient an array of x's shape and dtype. `x0` is copied:
+    to float32 if it is that, else to float64. `optimizer` is called with the array and `options`
+    (`lr=...`). Stops early when the gradient's 2-norm is at most `tol`, or when `callback(step, x, value)`
+    returns True (x is the live array: copy what you keep). Raises FloatingPointError when the value
+    is not finite, and whatever `fun` raises.
+
+        >>> import numpy as np, steepest as sp
+        >>> result = sp.minimize(
+        ...     lambda x: (float(x @ x), 2 * x), [3.0, -4.0], sp.SGD, lr=0.1, steps=100, tol=1e-6
+        ... )
+        >>> result.converged, result.value < 1e-12
+        (True, True)
+    """
+    if steps < 0:
+        raise ValueError(f"steps: expected a number >= 0, got {steps!r}")
+    x0 = np.asarray(x0)
+    x = np.array(x0, dtype=np.float32 if x0.dtype == np.float32 else np.float64, order="C")
+    opt = optimizer(x, **options)
+    history: list[float] = []
+    converged = False
+    for step in range(steps + 1):
+        value, gradient = fun(x)
+        history.append(float(value))
+        if not np.isfinite(value):
+            raise FloatingPointError(f"fun: expected a finite value, got {value} at step {step}")
+        converged = _core.global_norm([gradient]) <= tol
+        if (
+            converged
+            or step == steps
+            or (callback is not None and callback(step, x, history[-1]) is True)
+        ):
+            break
+        opt.step(gradient)
+    return MinimizeResult(x, history[-1], history, opt.steps, converged)

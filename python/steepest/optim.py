@@ -1,0 +1,666 @@
+"""Optimizers: one small class per rule, one compiled call per step.
+
+Every optimizer takes `params` as one array, a sequence of arrays, a mapping of names to arrays, or a
+sequence of param groups (`{"params": ..., "lr": ..., ...}`, each with options of its own). Arrays are
+float32 or float64, contiguous, and updated in place; nothing is ever copied or converted.
+
+Options of every optimizer, by name (`lr` to `maximize` also by group):
+
+- `lr`: a rate >= 0, or a schedule: any callable `step -> float`, `schedule(0)` being the first step's.
+- `l1`, and where `weight_decay` is decoupled `l2`: penalties, adding l1 sgn(p) + l2 p to the gradient.
+- `max_value`: clips each element of the gradient to [-max_value, max_value].
+- `maximize`: follows the gradient up.
+- `max_norm`: scales the gradients by min(1, max_norm / (norm + 1e-6)), norm being the 2-norm of all
+  of them together; it is then `last_norm`.
+- `nonfinite`: what a gradient that is not finite does: `"propagate"`, `"skip"` the step, or `"raise"`
+  FloatingPointError; the latter two change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steepest import _core
+
+Array: TypeAlias = NDArray[Any]
+Params: TypeAlias = (
+    Array | Sequence[Array] | Mapping[str, Array] | Sequence[Mapping[str, Any]] | Iterable[Array]
+)
+Rate: TypeAlias = float | Callable[[int], float]
+
+_BOUNDS = {  # name: (lowest, highest, whether the lowest is allowed); the highest never is
+    "lr": (0.0, math.inf, True),
+    "alpha": (0.0, 1.0, True),
+    "beta": (0.0, 1.0, True),
+    "betas": (0.0, 1.0, True),
+    "dampening": (0.0, 1.0, True),
+    "eps": (0.0, math.inf, False),
+    "initial_accumulator_value": (0.0, math.inf, True),
+    "l1": (0.0, math.inf, True),
+    "l2": (0.0, math.inf, True),
+    "lr_decay": (0.0, math.inf, True),
+    "max_norm": (0.0, math.inf, False),
+    "max_value": (0.0, math.inf, False),
+    "momentum": (0.0, 1.0, True),
+    "momentum_decay": (0.0, math.inf, True),
+    "weight_decay": (0.0, math.inf, True),
+}
+
+
+def _check_number(name: str, value: object, dtypes: Iterable[np.dtype[Any]]) -> None:
+    """Refuses what is out of range, or comes out of range when it is rounded to the parameters' dtype."""
+    low, high, closed = _BOUNDS[name]
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    for dtype in (np.dtype(np.float64), *dtypes):
+        with np.errstate(over="ignore", under="ignore"):
+            x = float(dtype.type(value))
+        if not ((low <= x if closed else low < x) and x < high):
+            rounded = "" if x == value or x != x else f", which is {x:g} in {dtype}"
+            expected = f"{'>=' if closed else '>'} {low:g}" + (
+                f" and < {high:g}" if high < math.inf else ""
+            )
+            raise ValueError(f"{name}: expected a finite number {expected}, got {value!r}{rounded}")
+
+
+def _check_option(name: str, value: Any, dtypes: Iterable[np.dtype[Any]]) -> Any:
+    """The option as the rule takes it: numbers as float, betas as a tuple."""
+    if name == "lr" and callable(value):
+        return value
+    if name == "max_value" and value is None:
+        return None
+    if name == "betas":
+        if not isinstance(value, Sequence) or len(value) != 2:
+            raise ValueError(f"betas: expected two numbers, got {value!r}")
+        for beta in value:
+            _check_number(name, beta, dtypes)
+        return tuple(float(beta) for beta in value)
+    if name in _BOUNDS:
+        _check_number(name, value, dtypes)
+        return float(value)
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
+    return bool(value)
+
+
+def _leaves(params: Any) -> list[Any]:
+    if isinstance(params, np.ndarray):
+        return [params]
+    return list(params.values() if isinstance(params, Mapping) else params)
+
+
+class ParamGroup(MutableMapping[str, Any]):
+    """The options of a group, and its `"params"`. An assignment is checked at once; a refused one changes nothing."""
+
+    def __init__(
+        self, optimizer: Optimizer, index: int, params: Any, options: dict[str, Any]
+    ) -> None:
+        self._optimizer, self._index, self._params = optimizer, index, params
+        leaves = _leaves(params)
+        self._dtypes = {
+            x.dtype for x in leaves if getattr(x, "dtype", None) in (np.float32, np.float64)
+        }
+        self._options = self._checked(options)
+
+    def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
+        checked = {
+            name: _check_option(name, value, self._dtypes) for name, value in options.items()
+        }
+        self._optimizer._check_together(checked)
+        return checked
+
+    def __getitem__(self, name: str) -> Any:
+        return self._params if name == "params" else self._options[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name not in self._options:
+            raise KeyError(
+                f"{name!r} cannot be set; the options of this group are {', '.join(self._options)}"
+            )
+        self._replace({name: value})
+
+    def _replace(self, changed: dict[str, Any]) -> None:
+        options = self._checked(self._options | changed)
+        self._optimizer._core.set_options(self._index, self._optimizer._core_options(options))
+        self._options = options
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError(f"{name!r} cannot be removed from a param group; assign another value")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("params", *self._options))
+
+    def __len__(self) -> int:
+        return 1 + len(self._options)
+
+    def __repr__(self) -> str:
+        return repr({**self._options, "params": f"<{len(_leaves(self._params))} arrays>"})
+
+
+class Optimizer:
+    """What all optimizers share; use one of the rules.
+
+    Attributes: `param_groups`, a list of mappings whose options may be assigned between steps;
+    `lr`, the rate of the first group; `steps`, the number of steps taken; `last_norm`, the norm of the
+    last step's gradients if `max_norm` or `nonfinite` had it computed, else None.
+    """
+
+    _core_class: ClassVar[type[_core.Optimizer]]
+
+    def __init__(
+        self, params: Params, *, max_norm: float | None, nonfinite: str, **options: Any
+    ) -> None:
+        if type(self) is Optimizer:
+            raise TypeError("Optimizer is what the rules share: use Adam, SGD, ...")
+        if not isinstance(params, np.ndarray | Mapping | Sequence):
+            if not isinstance(params, Iterable):
+                raise TypeError(f"params: expected arrays, got {type(params).__name__}")
+            params = list(params)
+        if max_norm is not None:
+            _check_number("max_norm", max_norm, ())
+        if nonfinite not in ("propagate", "skip", "raise"):
+            raise ValueError(
+                f'nonfinite: expected "propagate", "skip" or "raise", got {nonfinite!r}'
+            )
+        grouped = isinstance(params, Sequence) and any(
+            isinstance(group, Mapping) and "params" in group for group in params
+        )
+        groups = cast("list[Mapping[str, Any]]", list(params) if grouped else [{"params": params}])
+        self._defaults = options
+        self._start(max_norm, nonfinite, grouped)
+        for group in groups:
+            self._add_group(group)
+
+    def _start(self, max_norm: float | None, nonfinite: str, grouped: bool) -> None:
+        self._max_norm, self._nonfinite = max_norm, nonfinite
+        self._core = self._core_class()
+        self._core.grouped = grouped
+        self._core.set_clipping(math.inf if max_norm is None else max_norm, nonfinite)
+        self.param_groups: list[ParamGroup] = []
+
+    def _add_group(self, group: Mapping[str, Any]) -> None:
+        if "params" not in group:
+            raise ValueError(
+                'param group: expected a mapping with "params", got ' + type(group).__name__
+            )
+        options = {name: value for name, value in group.items() if name != "params"}
+        if surplus := options.keys() - self._defaults.keys():
+            raise ValueError(
+                f"param group: expected options among {', '.join(self._defaults)}, got {', '.join(sorted(surplus))}"
+            )
+        params = group["params"]
+        if not isinstance(params, np.ndarray | Mapping | Sequence):
+            params = list(params)
+        if not isinstance(params, np.ndarray) and len(params) == 0:
+            raise ValueError("params: expected at least one array, got none")
+        added = ParamGroup(self, len(self.param_groups), params, {**self._defaults, **options})
+        self._core.add_group(params, self._core_options(dict(added._options)))
+        self.param_groups.append(added)
+
+    def _check_together(self, options: dict[str, Any]) -> None:
+        """Refuses options that do not go together."""
+
+    def _core_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options in the compiled rule's words."""
+        if "betas" in options:
+            options = options | dict(zip(("beta1", "beta2"), options["betas"], strict=True))
+        return {"l2": options["weight_decay"], "decoupled_decay": 0.0, **options}
+
+    def step(self, grads: Any, grad_scale: float = 1.0) -> None:
+        """Updates the parameters in place with the gradients.
+
+        `grads` has the structure of `params` (with param groups: a sequence with one entry for each);
+        each gradient has its parameter's dtype, shape and memory order, and None skips the parameter,
+        whose own count of steps then lags. The gradients are multiplied by `grad_scale` (to undo loss
+        scaling, or to average accumulated ones).
+
+        Raises TypeError for a wrong dtype and ValueError for a wrong structure, shape, layout, or
+        parameters that were replaced; FloatingPointError with `nonfinite="raise"`. A refused step changes nothing.
+
+            >>> import numpy as np, steepest as sp
+            >>> w = np.array([1.0, -1.0])
+            >>> sp.SGD(w, lr=0.5).step(np.array([1.0, 1.0]))
+            >>> w
+            array([ 0.5, -1.5])
+        """
+        self._core.step(grads, grad_scale)
+
+    def add_param_group(self, group: Mapping[str, Any]) -> None:
+        """Adds `{"params": ..., option: value, ...}`; gradients then come as a sequence, an entry per group."""
+        self._add_group(group)
+        self._core.grouped = True
+
+    @property
+    def lr(self) -> Any:
+        """The rate of the next step of the first group. Assign a number or a schedule for all groups."""
+        rate = self.param_groups[0]["lr"]
+        return rate(self.steps) if callable(rate) else rate
+
+    @lr.setter
+    def lr(self, rate: Rate) -> None:
+        for group in self.param_groups:
+            group._checked(group._options | {"lr": rate})
+        for group in self.param_groups:
+            group["lr"] = rate
+
+    @property
+    def steps(self) -> int:
+        """The number of steps taken."""
+        return self._core.steps
+
+    @property
+    def last_norm(self) -> float | None:
+        """The norm of grad_scale times the last step's gradients, before clipping, if it was computed."""
+        return self._core.last_norm
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as plain arrays and numbers, in copies.
+
+        `{"steps": int, "state": {i: {"step": int, name: array, ...}}, "param_groups": [{option: value,
+        "params": [i, ...]}]}`, i counting the parameters; names as in `torch.optim`. A schedule is
+        given as its current rate.
+        """
+        groups, first = [], 0
+        for group in self.param_groups:
+            count = len(_leaves(group["params"]))
+            options = {name: group[name] for name in group if name != "params"}
+            if callable(options["lr"]):
+                options["lr"] = options["lr"](self.steps)
+            groups.append({**options, "params": list(range(first, first + count))})
+            first += count
+        return {
+            "steps": self.steps,
+            "state": dict(enumerate(self._core.snapshot())),
+            "param_groups": groups,
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over what `state_dict` gave; a schedule in force stays, and goes on at the loaded step.
+
+        Raises TypeError or ValueError if it does not fit these parameters; then nothing is changed.
+        """
+        try:
+            steps, state, groups = (state_dict[name] for name in ("steps", "state", "param_groups"))
+        except KeyError as error:
+            raise ValueError(
+                f"state_dict: expected steps, state and param_groups, got no {error}"
+            ) from None
+        if not isinstance(steps, Integral) or steps < 0:
+            raise ValueError(f"state_dict: expected steps >= 0, got {steps!r}")
+        if len(groups) != len(self.param_groups):
+            raise ValueError(
+                f"state_dict: expected {len(self.param_groups)} param groups, got {len(groups)}"
+            )
+        changes = []
+        for group, saved in zip(self.param_groups, groups, strict=True):
+            options = {name: value for name, value in saved.items() if name != "params"}
+            if surplus := options.keys() - group._options.keys():
+                raise ValueError(
+                    f"state_dict: {type(self).__name__} has no option {', '.join(sorted(surplus))}"
+                )
+            if callable(group["lr"]):
+                options.pop("lr", None)
+            group._checked(group._options | options)
+            changes.append(options)
+        count = sum(len(_leaves(group["params"])) for group in self.param_groups)
+        if set(state) != set(range(count)):
+            raise ValueError(
+                f"state_dict: expected the state of {count} parameters, got that of {len(state)}"
+            )
+        self._core.restore([state[i] for i in range(count)], int(steps))
+        for group, options in zip(self.param_groups, changes, strict=True):
+            group._replace(options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            "defaults": self._defaults,
+            "clipping": (self._max_norm, self._nonfinite, self._core.grouped),
+            "groups": [dict(group) for group in self.param_groups],
+            "state": (self._core.snapshot(), self.steps),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._defaults = state["defaults"]
+        self._start(*state["clipping"])
+        for group in state["groups"]:
+            self._add_group(group)
+        self._core.restore(*state["state"])
+
+    def __repr__(self) -> str:
+        leaves = [x for group in self.param_groups for x in _leaves(group["params"])]
+        dtypes = "/".join(sorted({str(x.dtype) for x in leaves}))
+        options = {name: value for name, value in self.param_groups[0].items() if name != "params"}
+        if len(self.param_groups) > 1:
+            options = {"groups": len(self.param_groups)}
+        elements = sum(x.size for x in leaves)
+        listed = [f"{name}={value!r}" for name, value in options.items()]
+        listed += [f"max_norm={self._max_norm!r}"] * (self._max_norm is not None)
+        return (
+            f"{type(self).__name__}({', '.join(listed)}; {len(leaves)} arrays, {elements:,} elements, "
+            f"{dtypes}; step {self.steps})"
+        )
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent, with momentum if `momentum` > 0.
+
+    b = momentum b + (1 - dampening) g, the first b being g;  p -= lr b, or with `nesterov`
+    p -= lr (g + momentum b). `weight_decay` adds weight_decay p to g. This is `torch.optim.SGD`.
+    `lr_in_velocity=True` is the form of Keras and scikit-learn, which differs once the rate changes:
+    v = momentum v - lr g;  p += v, or with `nesterov` p += momentum v - lr g.
+
+        >>> import numpy as np, steepest as sp
+        >>> w = np.array([2.0])
+        >>> opt = sp.SGD(w, lr=0.1, momentum=0.9)
+        >>> for _ in range(2):
+        ...     opt.step(w.copy())
+        >>> w.round(3)
+        array([1.44])
+    """
+
+    _core_class = _core.SGD
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Rate = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        *,
+        lr_in_velocity: bool = False,
+        l1: float = 0.0,
+        max_value: float | None = None,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        nonfinite: str = "propagate",
+    ) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay,
+                         nesterov=nesterov, lr_in_velocity=lr_in_velocity, l1=l1, max_value=max_value,
+                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
+
+    def _check_together(self, options: dict[str, Any]) -> None:
+        if options["nesterov"] and (options["momentum"] == 0 or options["dampening"] != 0):
+            raise ValueError("nesterov: expected momentum > 0 and dampening = 0 beside it")
+        if options["lr_in_velocity"] and options["dampening"] != 0:
+            raise ValueError("lr_in_velocity: expected dampening = 0 beside it")
+
+
+class Momentum(Optimizer):
+    """Gradient descent along a moving average of the gradients.
+
+    v = beta v + (1 - beta) g;  p -= lr v. The moving-average form of momentum, without bias
+    correction; `SGD(momentum=...)` is the accumulating one, whose steps are 1 / (1 - beta) times as
+    long. `weight_decay` adds weight_decay p to g.
+
+        >>> import numpy as np, steepest as sp
+        >>> w = np.array([2.0])
+        >>> sp.Momentum(w, lr=1.0).step(np.array([1.0]))
+        >>> w
+        array([1.9])
+    """
+
+    _core_class = _core.Momentum
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Rate = 1e-3,
+        beta: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        l1: float = 0.0,
+        max_value: float | None = None,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        nonfinite: str = "propagate",
+    ) -> None:
+        super().__init__(params, lr=lr, beta=beta, weight_decay=weight_decay, l1=l1, max_value=max_value,
+                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
+
+
+class RMSprop(Optimizer):
+    """Steps divided by the root of a moving average of the squared gradients.
+
+    s = alpha s + (1 - alpha) g^2;  p -= lr g / (sqrt(s) + eps). `centered` divides by the root of the
+    variance s - mean(g)^2 instead (not below 0); with `momentum`, b = momentum b + g / (...) and
+    p -= lr b. `weight_decay` adds weight_decay p to g. This is `torch.optim.RMSprop`;
+    `eps_inside_sqrt=True` is Keras' and optax's g / sqrt(s + eps). Tieleman and Hinton, 2012, lecture 6.5.
+
+        >>> import numpy as np, steepest as sp
+        >>> w = np.array([1.0])
+        >>> sp.RMSprop(w, lr=0.01).step(np.array([3.0]))
+        >>> w.round(6)
+        array([0.9])
+    """
+
+    _core_class = _core.RMSprop
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Rate = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        *,
+        eps_inside_sqrt: bool = False,
+        l1: float = 0.0,
+        max_value: float | None = None,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        nonfinite: str = "propagate",
+    ) -> None:
+        super().__init__(params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum,
+                         centered=centered, eps_inside_sqrt=eps_inside_sqrt, l1=l1, max_value=max_value,
+                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
+
+
+class Adagrad(Optimizer):
+    """Steps divided by the root of the sum of all squared gradients so far.
+
+    s += g^2;  p -= lr / (1 + (t - 1) lr_decay) g / (sqrt(s) + eps), t counting from 1; s starts at
+    `initial_accumulator_value`. `weight_decay` adds weight_decay p to g. This is `torch.optim.Adagrad`;
+    `eps_inside_sqrt=True` is Keras' and optax's g / sqrt(s + eps). Duchi, Hazan and Singer, 2011.
+
+        >>> import numpy as np, steepest as sp
+        >>> w = np.array([1.0])
+        >>> sp.Adagrad(w, lr=0.1).step(np.array([3.0]))
+        >>> w.round(6)
+        array([0.9])
+    """
+
+    _core_class = _core.Adagrad
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Rate = 1e-2,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        *,
+        eps_inside_sqrt: bool = False,
+        l1: float = 0.0,
+        max_value: float | None = None,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        nonfinite: str = "propagate",
+    ) -> None:
+        super().__init__(params, lr=lr, lr_decay=lr_decay, weight_decay=weight_decay,
+                         initial_accumulator_value=initial_accumulator_value, eps=eps,
+                         eps_inside_sqrt=eps_inside_sqrt, l1=l1, max_value=max_value,
+                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
+
+
+class Adam(Optimizer):
+    """Moving averages of the gradient and of its square, both with bias correction.
+
+    m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  p -= lr m_hat / (sqrt(v_hat) + eps) with
+    m_hat = m / (1 - b1^t), v_hat = v / (1 - b2^t), t counting each parameter's steps from 1.
+    `amsgrad` takes the largest v so far. `weight_decay` adds weight_decay p to g (see `AdamW` for the
+    decoupled kind). This is `torch.optim.Adam`; `epsilon_hat=True` is the form of Keras, TensorFlow and
+    scikit-learn, p -= lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + eps). Kingma and Ba, 2015.
+
+        >>> import numpy as np, steepest as sp
+        >>> w = np.array([1.0, 1.0])
+        >>> sp.Adam(w, lr=0.1).step(np.array([5.0, -0.01]))
+        >>> w.round(4)
+        array([0.9, 1.1])
+    """
+
+    _core_class = _core.Adam
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Rate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        epsilon_hat: bool = False,
+        l1: float = 0.0,
+        max_value: float | None = None,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        nonfinite: str = "propagate",
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad,
+                         epsilon_hat=epsilon_hat, l1=l1, max_value=max_value,
+                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay: p (1 - lr weight_decay) takes the place of p.
+
+    Otherwise as `Adam`, `epsilon_hat` and `amsgrad` included; `l2` adds l2 p to g. This is
+    `torch.optim.AdamW`. Loshchilov and Hutter, 2019.
+
+        >>> import numpy as np, steepest as sp
+        >>> w = np.array([1.0])
+        >>> sp.AdamW(w, lr=0.1, weight_decay=0.1).step(np.array([2.0]))
+        >>> w.round(4)
+        array([0.89])
+    """
+
+    _core_class = _core.Adam
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Rate = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        epsilon_hat: bool = False,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        max_value: float | None = None,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        nonfinite: str = "propagate",
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad,
+                         epsilon_hat=epsilon_hat, l1=l1, l2=l2, max_value=max_value,
+                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
+
+    def _core_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        return super()._core_options({**options, "decoupled_decay": options["weight_decay"]})
+
+
+class NAdam(Optimizer):
+    """Adam with Nesterov's momentum and a momentum schedule.
+
+    mu_t = b1 (1 - 0.96^(t momentum_decay) / 2);  p -= lr ((1 - mu_t) / (1 - mu_1 ... mu_t) g
+    + mu_t+1 / (1 - mu_1 ... mu_t+1) m) / (sqrt(v_hat) + eps), m and v as in `Adam`. `weight_decay` adds
+    weight_decay p to g, or with `decoupled_weight_decay` p (1 - lr weight_decay) takes the place of p;
+    `l2` adds l2 p to g in either case. This is `torch.optim.NAdam`. Dozat, 2016.
+
+        >>> import numpy as np, steepest as sp
+        >>> w = np.array([1.0])
+        >>> sp.NAdam(w, lr=0.1).step(np.array([2.0]))
+        >>> w.round(3)
+        array([0.847])
+    """
+
+    _core_class = _core.NAdam
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Rate = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        max_value: float | None = None,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        nonfinite: str = "propagate",
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
+                         momentum_decay=momentum_decay, decoupled_weight_decay=decoupled_weight_decay,
+                         l1=l1, l2=l2, max_value=max_value,
+                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
+
+    def _core_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        decay = options["weight_decay"]
+        if options["decoupled_weight_decay"]:
+            return super()._core_options({**options, "decoupled_decay": decay})
+        return super()._core_options({**options, "l2": options["l2"] + decay})
+
+
+class Lion(Optimizer):
+    """Steps of one length in every coordinate: the sign of an interpolated momentum.
+
+    p = p (1 - lr weight_decay) - lr sgn(b1 m + (1 - b1) g);  m = b2 m + (1 - b2) g, with sgn(0) = 0.
+    `l2` adds l2 p to g. The paper's rule and the defaults of its authors' release. Chen et al., 2023,
+    "Symbolic Discovery of Optimization Algorithms".
+
+        >>> import numpy as np, steepest as sp
+        >>> w = np.array([1.0, 1.0])
+        >>> sp.Lion(w, lr=0.1).step(np.array([5.0, -0.01]))
+        >>> w
+        array([0.9, 1.1])
+    """
+
+    _core_class = _core.Lion
+
+    def __init__(
+        self,
+        params: Params,
+        lr: Rate = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        max_value: float | None = None,
+        maximize: bool = False,
+        max_norm: float | None = None,
+        nonfinite: str = "propagate",
+    ) -> None:
+        super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay, l1=l1, l2=l2,
+                         max_value=max_value, maximize=maximize, max_norm=max_norm,
+                         nonfinite=nonfinite)  # fmt: skip
+
+    def _core_options(self, options: dict[str, Any]) -> dict[str, Any]:
+        return super()._core_options({**options, "decoupled_decay": options["weight_decay"]})
