@@ -12,11 +12,13 @@
 
 namespace steepest {
 
-#define STEEPEST_DECLARE(isa)                       \
-  extern const RuleKernels<float> rules_f32_##isa;  \
-  extern const RuleKernels<double> rules_f64_##isa; \
-  extern const LossKernels<float> losses_f32_##isa; \
-  extern const LossKernels<double> losses_f64_##isa;
+#define STEEPEST_DECLARE(isa)                        \
+  extern const RuleKernels<float> rules_f32_##isa;   \
+  extern const RuleKernels<double> rules_f64_##isa;  \
+  extern const LossKernels<float> losses_f32_##isa;  \
+  extern const LossKernels<double> losses_f64_##isa; \
+  extern const LayerKernels<float> layers_f32_##isa; \
+  extern const LayerKernels<double> layers_f64_##isa;
 STEEPEST_FOR_EACH_ISA(STEEPEST_DECLARE)
 #undef STEEPEST_DECLARE
 
@@ -67,9 +69,12 @@ bool has_neon() { return true; }
 
 #endif
 
-#define STEEPEST_ENTRY(isa) {#isa, has_##isa, {rules_f32_##isa, rules_f64_##isa, losses_f32_##isa, losses_f64_##isa}},
-const std::vector<Isa>& all_isas() {
-  static const std::vector<Isa> all{STEEPEST_FOR_EACH_ISA(STEEPEST_ENTRY)};
+#define STEEPEST_ENTRY(isa) \
+  {#isa,                    \
+   has_##isa,               \
+   {rules_f32_##isa, rules_f64_##isa, losses_f32_##isa, losses_f64_##isa, layers_f32_##isa, layers_f64_##isa}},
+const auto& all_isas() {
+  static const Isa all[] = {STEEPEST_FOR_EACH_ISA(STEEPEST_ENTRY)};  // without a destructor: used while others exit
   return all;
 }
 #undef STEEPEST_ENTRY
@@ -89,7 +94,12 @@ const Isa* find(const std::string& name) {
 
 const Isa* choose() {
   const char* name = std::getenv("STEEPEST_ISA");
-  return find(name != nullptr && *name != '\0' ? name : isas().back());
+  if (name == nullptr || *name == '\0') return find(isas().back());
+  try {
+    return find(name);
+  } catch (const std::runtime_error& error) {
+    throw std::runtime_error(std::string("STEEPEST_ISA: ") + error.what());
+  }
 }
 
 std::atomic<const Isa*> chosen{nullptr};
@@ -134,6 +144,14 @@ const LossKernels<float>& losses<float>() {
 template <>
 const LossKernels<double>& losses<double>() {
   return kernels().losses_f64;
+}
+template <>
+const LayerKernels<float>& layers<float>() {
+  return kernels().layers_f32;
+}
+template <>
+const LayerKernels<double>& layers<double>() {
+  return kernels().layers_f64;
 }
 
 }  // namespace steepest

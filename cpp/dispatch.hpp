@@ -20,5 +20,7 @@ template <class T>
 const RuleKernels<T>& rules();
 template <class T>
 const LossKernels<T>& losses();
+template <class T>
+const LayerKernels<T>& layers();
 
 }  // namespace steepest

@@ -7,7 +7,6 @@
 #include <mutex>
 #include <new>
 #include <stdexcept>
-#include <system_error>
 #include <thread>
 
 #ifdef _OPENMP
@@ -41,129 +40,130 @@ struct Settings {
   std::atomic<int> threads{1};
   std::atomic<std::ptrdiff_t> shared_block{0};  // see share_blocks_of
   std::atomic<bool> busy{false};                // a region runs; a second caller works alone
-  std::atomic<bool> openmp_was_used{false};
   std::atomic<std::uint64_t> forks{0};
 };
 Settings settings;
 
 std::atomic<std::ptrdiff_t> counts[kMaxThreads];  // blocks that each thread ran since share_blocks_of
 
+bool must_share() { return settings.shared_block.load() > 0; }
+
 std::ptrdiff_t blocks_of(const Job& job) { return (job.units + job.block - 1) / job.block; }
 
 void run_block(const Job& job, std::ptrdiff_t b, int id) noexcept {
   const std::ptrdiff_t begin = b * job.block;
-  counts[id].fetch_add(1, std::memory_order_relaxed);
+  if (must_share()) counts[id].fetch_add(1);
   job.run(job.context, begin, std::min(begin + job.block, job.units));
 }
 
-bool must_share() { return settings.shared_block.load() > 0; }
+// Which job, and its next block; or `closed`, while one job replaces another.
+struct Ticket {
+  std::uint32_t job, next;
+};
+constexpr std::uint32_t closed = 0xffffffff;
 
-// Workers claim blocks with a ticket, generation << 32 | next block, and so does the caller: it never waits for a
-// worker that has not woken up. A generation is one job. `closed` as the next block keeps claims off a job that is
-// being replaced. Never destroyed: at exit, threads may still be parked in it.
+// Workers claim blocks by counting the ticket up, and so does the caller: it never waits for a worker that has not
+// woken up. Everything else here may change only while the ticket is closed or all its blocks are done, so whoever
+// counts the ticket up has read what belongs to it.
 class Pool {
  public:
-  void run(const Job& job, int team) {
+  void run(const Job& job, int team) noexcept {
     grow(team - 1);
     const auto blocks = static_cast<std::uint32_t>(blocks_of(job));
-    const std::uint64_t generation = (ticket_.load() >> 32) + 1;
-    ticket_.store(generation << 32 | closed);
+    const std::uint32_t number = ticket_.load().job + 1;
+    ticket_.store({number, closed});
     job_.store(&job);
     blocks_.store(blocks);
     team_.store(std::min(team, workers_ + 1));
     done_.store(0);
-    ticket_.store(generation << 32);
+    ticket_.store({number, 0});
     if (parked_.load() > 0) {
       {
-        const std::lock_guard<std::mutex> lock(mutex_);
+        const std::lock_guard<std::mutex> lock(mutex_);  // whoever counted itself as parked now waits, or saw the job
       }
       wake_.notify_all();
     }
-    work(0, generation);
-    while (done_.load(std::memory_order_acquire) < blocks) std::this_thread::yield();
+    work(number, 0);
+    while (done_.load() < blocks) std::this_thread::yield();
   }
 
  private:
-  static constexpr std::uint32_t closed = 0xffffffff;
-
-  void grow(int workers) {
+  void grow(int workers) noexcept {
     try {
       for (; workers_ < workers; ++workers_) std::thread(&Pool::serve, this, workers_ + 1).detach();
-    } catch (const std::system_error&) {  // the system has no more threads: fewer will do
+    } catch (...) {  // the system has no more threads: fewer will do
     }
   }
 
-  void work(int id, std::uint64_t generation) noexcept {
+  void work(std::uint32_t number, int id) noexcept {
     for (;;) {
-      std::uint64_t ticket = ticket_.load();
-      const std::uint32_t next = static_cast<std::uint32_t>(ticket);
+      Ticket ticket = ticket_.load();
       const Job* job = job_.load();
-      if (ticket >> 32 != generation || next >= blocks_.load()) return;
-      if (!ticket_.compare_exchange_weak(ticket, ticket + 1)) continue;
-      run_block(*job, next, id);
-      while (must_share() && static_cast<int>(ticket_.load()) < team_.load()) std::this_thread::yield();
-      done_.fetch_add(1, std::memory_order_release);  // until now the job could neither end nor be replaced
+      if (ticket.job != number || ticket.next >= blocks_.load()) return;
+      if (!ticket_.compare_exchange_weak(ticket, {ticket.job, ticket.next + 1})) continue;
+      run_block(*job, ticket.next, id);
+      while (must_share() && static_cast<int>(ticket_.load().next) < team_.load()) std::this_thread::yield();
+      done_.fetch_add(1);  // until now the job could neither end nor be replaced
     }
   }
 
-  // The generation of a job that waits, or the one given if there is none.
-  std::uint64_t job_after(std::uint64_t generation) const {
-    const std::uint64_t ticket = ticket_.load();
-    return static_cast<std::uint32_t>(ticket) == closed ? generation : ticket >> 32;
+  // Whether there is a job other than the last one that this worker saw; then it is the last.
+  bool has_job(std::uint32_t& last, int id) const {
+    const Ticket ticket = ticket_.load();
+    if (ticket.next == closed || ticket.job == last || id >= team_.load()) return false;
+    last = ticket.job;
+    return true;
   }
 
-  std::uint64_t wait_for_job_after(std::uint64_t generation) {
+  void wait_for_job(std::uint32_t& last, int id) {
     const auto deadline = std::chrono::steady_clock::now() + kSpin;
     while (std::chrono::steady_clock::now() < deadline) {
       for (int i = 0; i < 16; ++i) {
-        const std::uint64_t next = job_after(generation);
-        if (next != generation) return next;
+        if (has_job(last, id)) return;
         pause();
       }
     }
     std::unique_lock<std::mutex> lock(mutex_);
     ++parked_;
-    std::uint64_t next = generation;
-    wake_.wait(lock, [&] { return (next = job_after(generation)) != generation; });
+    wake_.wait(lock, [&] { return has_job(last, id); });
     --parked_;
-    return next;
   }
 
   void serve(int id) {
     const DefaultFloatMode mode;
-    for (std::uint64_t seen = 0;;) {
-      seen = wait_for_job_after(seen);
-      if (id < team_.load()) work(id, seen);
+    for (std::uint32_t last = 0;;) {
+      wait_for_job(last, id);
+      work(last, id);
     }
   }
 
-  std::atomic<std::uint64_t> ticket_{0};
+  std::atomic<Ticket> ticket_{Ticket{0, closed}};
   std::atomic<const Job*> job_{nullptr};
-  std::atomic<std::uint32_t> blocks_{0};
+  std::atomic<std::uint32_t> blocks_{0}, done_{0};
   std::atomic<int> team_{1}, parked_{0};
-  std::atomic<std::ptrdiff_t> done_{0};
   int workers_ = 0;
   std::mutex mutex_;
   std::condition_variable wake_;
 };
 
-std::atomic<Pool*> pool{nullptr};
+// Never destroyed: at exit, workers may still be parked in it.
+alignas(Pool) unsigned char pool_memory[sizeof(Pool)];
+Pool* const pool = new (pool_memory) Pool;
 
-// In the child of a fork only the calling thread lives: what the others held is let go, and the pool, whose threads are
-// gone, is forgotten. libgomp's team is gone too and cannot be made anew, so OpenMP stays serial.
+// In the child of a fork only the calling thread lives: what the others held is let go, and a pool without workers
+// replaces the one that had them.
 #ifndef _WIN32
 void after_fork_in_child() {
-  pool.store(nullptr);
+  new (pool_memory) Pool;
   settings.busy.store(false);
   settings.forks.fetch_add(1);
 }
-const int fork_handler = pthread_atfork(nullptr, nullptr, after_fork_in_child);
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, after_fork_in_child);
 #endif
 
 #ifdef _OPENMP
-void run_openmp(const Job& job, int team) {
+void run_openmp(const Job& job, int team) noexcept {
   std::atomic<std::ptrdiff_t> next{0};
-  settings.openmp_was_used.store(true);
 #pragma omp parallel num_threads(team)
   {
     const DefaultFloatMode mode;
@@ -173,9 +173,10 @@ void run_openmp(const Job& job, int team) {
     }
   }
 }
-bool openmp_can_run() { return !omp_in_parallel() && !(settings.forks > 0 && settings.openmp_was_used); }
+// After a fork libgomp waits for ever for a team, whoever made it, that only the parent has.
+bool openmp_can_run() { return !omp_in_parallel() && settings.forks == 0; }
 #else
-void run_openmp(const Job&, int) {}
+void run_openmp(const Job&, int) noexcept {}
 bool openmp_can_run() { return false; }
 #endif
 
@@ -185,10 +186,10 @@ DefaultFloatMode::DefaultFloatMode() noexcept {
 #if defined(__x86_64__)
   constexpr unsigned defaults = 0x1f80;  // all exceptions masked, to nearest, no flush to zero
   found_ = __builtin_ia32_stmxcsr();
-  if ((found_ & ~0x3ful) != defaults) __builtin_ia32_ldmxcsr(defaults);
+  if ((found_ & ~0x3full) != defaults) __builtin_ia32_ldmxcsr(defaults);
 #elif defined(__aarch64__)
   __asm__ volatile("mrs %0, fpcr" : "=r"(found_));
-  if (found_ != 0) __asm__ volatile("msr fpcr, %0" : : "r"(0ul));
+  if (found_ != 0) __asm__ volatile("msr fpcr, %0" : : "r"(0ull));
 #endif
 }
 
@@ -236,7 +237,7 @@ std::vector<std::ptrdiff_t> blocks_run() {
   return result;
 }
 
-void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) {
+void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) noexcept {
   const DefaultFloatMode mode;
   Job job = wanted;
   const std::ptrdiff_t bytes = job.units * bytes_per_unit;
@@ -256,8 +257,7 @@ void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) {
   if (engine() == Engine::openmp) {
     run_openmp(job, team);
   } else {
-    if (pool.load() == nullptr) pool.store(new Pool);
-    pool.load()->run(job, team);
+    pool->run(job, team);
   }
   settings.busy.store(false);
 }

@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <string>
 #include <vector>
 
 namespace steepest::parallel {
@@ -39,7 +38,7 @@ class DefaultFloatMode {
   DefaultFloatMode& operator=(const DefaultFloatMode&) = delete;
 
  private:
-  unsigned long found_;
+  std::uint64_t found_;
 };
 
 struct Job {
@@ -48,11 +47,11 @@ struct Job {
   std::ptrdiff_t units, block;
 };
 
-void run(const Job&, std::ptrdiff_t bytes_per_unit);
+void run(const Job&, std::ptrdiff_t bytes_per_unit) noexcept;
 
 // Calls f(begin, end) over parts of 0..units, on several threads if it is worth it. f must be noexcept.
 template <class F>
-void for_ranges(std::ptrdiff_t units, std::ptrdiff_t bytes_per_unit, const F& f) {
+void for_ranges(std::ptrdiff_t units, std::ptrdiff_t bytes_per_unit, const F& f) noexcept {
   static_assert(noexcept(f(std::ptrdiff_t{}, std::ptrdiff_t{})), "an exception must not leave a block");
   run({[](const void* context, std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
          (*static_cast<const F*>(context))(begin, end);

@@ -7,13 +7,6 @@ constexpr int kAligned = 0x100, kWriteable = 0x400;  // NumPy's flags
 
 [[noreturn]] void refuse(const std::string& name, const std::string& why) { Flaw{why, false}.raise(name); }
 
-std::string text(py::handle object) { return py::str(object); }
-
-bool is_masked(py::handle array) {
-  const py::handle plain(reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_));
-  return !py::type::handle_of(array).is(plain) && py::hasattr(array, "mask");
-}
-
 bool is_native(char byte_order) {
   const std::uint16_t probe = 1;
   const bool is_little = *reinterpret_cast<const unsigned char*>(&probe) == 1;
@@ -22,8 +15,7 @@ bool is_native(char byte_order) {
 
 Flaw find_flaw(py::handle object, Use use) {
   if (!py::isinstance<py::array>(object)) {
-    return {"expected a numpy.ndarray of float32 or float64, got " +
-                text(py::type::handle_of(object).attr("__name__")) +
+    return {"expected a numpy.ndarray of float32 or float64, got " + type_name(object) +
                 "; numpy.asarray(x, dtype=numpy.float32) makes one",
             true};
   }
@@ -107,6 +99,40 @@ std::string describe(const std::vector<py::ssize_t>& shape) {
 }
 
 const char* dtype_name(bool is_double) { return is_double ? "float64" : "float32"; }
+
+std::string text(py::handle object) { return py::str(object); }
+
+std::string type_name(py::handle object) { return text(py::type::handle_of(object).attr("__name__")); }
+
+double number_from(py::handle object, const std::string& name) {
+  const double x = PyFloat_AsDouble(object.ptr());
+  if (PyErr_Occurred() == nullptr) return x;
+  if (PyErr_ExceptionMatches(PyExc_TypeError) != 0) {
+    PyErr_Clear();
+    throw py::type_error(name + ": expected a number, got " + type_name(object));
+  }
+  if (PyErr_ExceptionMatches(PyExc_OverflowError) == 0) throw py::error_already_set();
+  PyErr_Clear();
+  throw py::value_error(name + ": expected a number in the range of float64, got a larger one");
+}
+
+std::int64_t count_from(py::handle object, const std::string& name) {
+  constexpr std::int64_t highest = std::int64_t{1} << 53;
+  const std::int64_t n = PyLong_AsLongLong(object.ptr());
+  if (PyErr_Occurred() != nullptr) {
+    const bool is_integer = PyErr_ExceptionMatches(PyExc_OverflowError) != 0;
+    PyErr_Clear();
+    if (!is_integer) throw py::type_error(name + ": expected an integer >= 0, got " + type_name(object));
+  } else if (n >= 0 && n <= highest) {
+    return n;
+  }
+  throw py::value_error(name + ": expected an integer from 0 to 2**53, got " + text(object));
+}
+
+bool is_masked(py::handle array) {
+  const py::handle plain(reinterpret_cast<PyObject*>(py::detail::npy_api::get().PyArray_Type_));
+  return !py::type::handle_of(array).is(plain) && py::hasattr(array, "mask");
+}
 
 void Pins::pin(const py::array& array) {
   for (py::object object = array; py::isinstance<py::array>(object); object = object.attr("base")) {

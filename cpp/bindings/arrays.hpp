@@ -3,6 +3,7 @@
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <optional>
@@ -27,6 +28,9 @@ struct View {
   int layout;  // c_order, f_order or both
 
   std::ptrdiff_t itemsize() const { return is_double ? 8 : 4; }
+  bool still_holds() const {  // whether the array has the memory that it had
+    return py::detail::array_proxy(array.ptr())->data == data && array.size() == size;
+  }
   const char* begin() const { return static_cast<const char*>(data); }
   const char* end() const { return begin() + size * itemsize(); }
 
@@ -55,6 +59,14 @@ void check_apart(const View& x, const std::string& x_name, const View& y, const 
 std::vector<py::ssize_t> shape_of(const py::array& a);
 std::string describe(const std::vector<py::ssize_t>& shape);
 const char* dtype_name(bool is_double);
+std::string text(py::handle object);       // str(object)
+std::string type_name(py::handle object);  // of its type
+
+// The object as a number, or a TypeError or ValueError that names it.
+double number_from(py::handle object, const std::string& name);
+std::int64_t count_from(py::handle object, const std::string& name);  // an integer >= 0
+
+bool is_masked(py::handle array);  // a masked array: its mask would be ignored
 
 // While it lives, the arrays' memory cannot go: a reference keeps each alive, and a weak reference makes NumPy refuse
 // to resize it and what it is a view of.

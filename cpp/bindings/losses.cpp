@@ -1,5 +1,4 @@
 // Losses with their gradient, and norms: checks the arrays, drops the GIL, sums over blocks.
-#include <pybind11/stl.h>
 
 #include <cmath>
 #include <cstring>
@@ -87,7 +86,7 @@ double scale_for(bool mean, double total) { return !mean ? 1 : total > 0 ? 1 / t
 
 template <class T>
 double elementwise(typename LossKernels<T>::Elementwise kernel, const View& x, const View& y, const Weights& w,
-                   const View& g, bool mean) {
+                   const View& g, bool mean, double delta) {
   const T* const weight = w.data<T>();
   const double total =
       weight != nullptr ? sum_of(weight, w.view->size) * static_cast<double>(w.inner) : static_cast<double>(x.size);
@@ -100,7 +99,7 @@ double elementwise(typename LossKernels<T>::Elementwise kernel, const View& x, c
       for (std::ptrdiff_t i = 0; i < n; ++i) spread[i] = weight[(begin + i) / w.inner];
       block_weight = spread;
     }
-    return kernel(x.as<const T>() + begin, y.as<const T>() + begin, block_weight, g.as<T>() + begin, scale, n);
+    return kernel(x.as<const T>() + begin, y.as<const T>() + begin, block_weight, g.as<T>() + begin, scale, delta, n);
   });
   return mean ? sum * scale : sum;
 }
@@ -109,8 +108,8 @@ template <class T>
 using KernelOf = typename LossKernels<T>::Elementwise LossKernels<T>::*;
 
 py::tuple call_elementwise(KernelOf<float> f32, KernelOf<double> f64, const char* x_name, const py::object& prediction,
-                           const py::object& target, bool mean, const py::object& sample_weight,
-                           const py::object& out) {
+                           const py::object& target, bool mean, const py::object& sample_weight, const py::object& out,
+                           double delta) {
   const View x = view(prediction, x_name, Use::read);
   const View y = view(target, "target", Use::read);
   check_c_order(x, x_name);
@@ -124,8 +123,8 @@ py::tuple call_elementwise(KernelOf<float> f32, KernelOf<double> f64, const char
   if (w.view) check_apart(g, "out", *w.view, "sample_weight");
   const py::array none;
   const double loss = without_gil(x.size * 16, {&x.array, &y.array, &g.array, w.view ? &w.view->array : &none}, [&] {
-    return x.is_double ? elementwise<double>(losses<double>().*f64, x, y, w, g, mean)
-                       : elementwise<float>(losses<float>().*f32, x, y, w, g, mean);
+    return x.is_double ? elementwise<double>(losses<double>().*f64, x, y, w, g, mean, delta)
+                       : elementwise<float>(losses<float>().*f32, x, y, w, g, mean, delta);
   });
   return py::make_tuple(loss, g.array);
 }
@@ -150,12 +149,17 @@ void read_labels(const py::array& labels, std::vector<std::int64_t>& result, std
 std::vector<std::int64_t> checked_labels(const py::array& labels, const std::vector<py::ssize_t>& shape,
                                          std::int64_t classes, const std::optional<std::int64_t>& ignored) {
   const std::string name = "labels";
+  if (is_masked(labels)) {
+    throw py::type_error(name +
+                         ": expected a plain array, got a masked array, whose mask would be ignored; give what is "
+                         "masked a label of its own, and pass it as ignore_index");
+  }
   if (shape_of(labels) != shape) {
     throw py::value_error(name + ": expected shape " + describe(shape) + ", got " + describe(shape_of(labels)));
   }
   const auto dtype = labels.dtype();
-  const auto own =
-      py::array::ensure(labels.attr("astype")(dtype.attr("newbyteorder")("="), "C", "equiv", false, false));
+  const py::array own =
+      py::module_::import("numpy").attr("array")(labels, dtype.attr("newbyteorder")("="), py::arg("order") = "C");
   std::vector<std::int64_t> result(static_cast<std::size_t>(own.size()));
   const bool is_signed = dtype.kind() == 'i';
   switch (dtype.itemsize()) {
@@ -180,7 +184,8 @@ std::vector<std::int64_t> checked_labels(const py::array& labels, const std::vec
 
 template <class T>
 double softmax_cross_entropy(const View& x, const std::vector<std::int64_t>& labels, const std::optional<View>& q,
-                             const Weights& w, const View& g, std::ptrdiff_t classes, double smoothing, bool mean) {
+                             const Weights& w, const View& g, std::ptrdiff_t classes, double smoothing, bool divergence,
+                             bool mean) {
   const std::ptrdiff_t rows = x.size / classes;
   const T* const weight = w.data<T>();
   double total = 0;
@@ -193,16 +198,16 @@ double softmax_cross_entropy(const View& x, const std::vector<std::int64_t>& lab
   const std::ptrdiff_t bytes = per_block * classes * kSoftmaxBytes;
   const double sum = sum_blocks((rows + per_block - 1) / per_block, bytes, [&](std::ptrdiff_t b) noexcept {
     const std::ptrdiff_t row = b * per_block, begin = row * classes;
-    return losses<T>().softmax_cross_entropy({x.as<const T>() + begin, g.as<T>() + begin,
-                                              std::min(per_block, rows - row), classes,
-                                              q ? nullptr : labels.data() + row, q ? q->as<const T>() + begin : nullptr,
-                                              weight != nullptr ? weight + row : nullptr, scale, smoothing});
+    return losses<T>().softmax_cross_entropy(
+        {x.as<const T>() + begin, g.as<T>() + begin, std::min(per_block, rows - row), classes,
+         q ? nullptr : labels.data() + row, q ? q->as<const T>() + begin : nullptr,
+         weight != nullptr ? weight + row : nullptr, scale, smoothing, divergence});
   });
   return mean ? sum * scale : sum;
 }
 
 py::tuple call_softmax_cross_entropy(const py::object& logits, const py::object& labels, double label_smoothing,
-                                     const std::optional<std::int64_t>& ignore_index, bool mean,
+                                     const std::optional<std::int64_t>& ignore_index, bool divergence, bool mean,
                                      const py::object& sample_weight, const py::object& out) {
   const View x = view(logits, "logits", Use::read);
   check_c_order(x, "logits");
@@ -214,8 +219,8 @@ py::tuple call_softmax_cross_entropy(const py::object& logits, const py::object&
   rows_shape.pop_back();
 
   if (!py::isinstance<py::array>(labels)) {
-    throw py::type_error("labels: expected a numpy.ndarray of integers or of probabilities, got " +
-                         std::string(py::str(py::type::of(labels).attr("__name__"))) + "; numpy.asarray(x) makes one");
+    throw py::type_error("labels: expected a numpy.ndarray of integers or of probabilities, got " + type_name(labels) +
+                         "; numpy.asarray(x) makes one");
   }
   const auto array = py::reinterpret_borrow<py::array>(labels);
   const char kind = array.dtype().kind();
@@ -231,9 +236,8 @@ py::tuple call_softmax_cross_entropy(const py::object& logits, const py::object&
     if (ignore_index) throw py::value_error("ignore_index: expected None with probabilities, got a number");
   } else {
     throw py::type_error("labels: expected integers of shape " + describe(rows_shape) + " or probabilities of shape " +
-                         describe(shape_of(x.array)) + ", got dtype " + std::string(py::str(array.dtype())) +
-                         " of shape " + describe(shape_of(array)) +
-                         "; convert class numbers with .astype(numpy.int64)");
+                         describe(shape_of(x.array)) + ", got dtype " + text(array.dtype()) + " of shape " +
+                         describe(shape_of(array)) + "; convert class numbers with .astype(numpy.int64)");
   }
   const Weights w = weights_for(x, sample_weight, x.array.ndim() - 1);
   if (w.view && shape_of(w.view->array) != rows_shape) check_shape(*w.view, "sample_weight", rows_shape);
@@ -243,8 +247,9 @@ py::tuple call_softmax_cross_entropy(const py::object& logits, const py::object&
   if (w.view) check_apart(g, "out", *w.view, "sample_weight");
   const double loss =
       without_gil(x.size * kSoftmaxBytes, {&x.array, &array, &g.array, w.view ? &w.view->array : &array}, [&] {
-        return x.is_double ? softmax_cross_entropy<double>(x, checked, q, w, g, classes, label_smoothing, mean)
-                           : softmax_cross_entropy<float>(x, checked, q, w, g, classes, label_smoothing, mean);
+        return x.is_double
+                   ? softmax_cross_entropy<double>(x, checked, q, w, g, classes, label_smoothing, divergence, mean)
+                   : softmax_cross_entropy<float>(x, checked, q, w, g, classes, label_smoothing, divergence, mean);
       });
   return py::make_tuple(loss, g.array);
 }
@@ -254,7 +259,7 @@ double call_global_norm(const py::iterable& arrays) {
   std::vector<Span> spans;
   std::vector<const py::array*> held;
   std::ptrdiff_t bytes = 0;
-  for (const auto array : arrays) {
+  for (const auto array : py::list(arrays)) {
     views.push_back(view(array, "arrays[" + std::to_string(views.size()) + "]", Use::read));
   }
   for (const View& v : views) {
@@ -287,28 +292,28 @@ void register_function(py::module_& m, const char* name, Function<float> f32, Fu
       py::arg("x"));
 }
 
+void register_elementwise(py::module_& m, const char* name, const char* x_name, KernelOf<float> f32,
+                          KernelOf<double> f64) {
+  m.def(
+      name,
+      [=](const py::object& x, const py::object& target, bool mean, const py::object& weight, const py::object& out,
+          double delta) { return call_elementwise(f32, f64, x_name, x, target, mean, weight, out, delta); },
+      py::arg(x_name), py::arg("target"), py::arg("mean"), py::arg("sample_weight"), py::arg("out"),
+      py::arg("delta") = 0.0);
+}
+
 }  // namespace
 
 void register_losses(py::module_& m) {
   using F = LossKernels<float>;
   using D = LossKernels<double>;
-  m.def(
-      "mse",
-      [](const py::object& prediction, const py::object& target, bool mean, const py::object& weight,
-         const py::object& out) {
-        return call_elementwise(&F::mse, &D::mse, "prediction", prediction, target, mean, weight, out);
-      },
-      py::arg("prediction"), py::arg("target"), py::arg("mean"), py::arg("sample_weight"), py::arg("out"));
-  m.def(
-      "binary_cross_entropy",
-      [](const py::object& logits, const py::object& target, bool mean, const py::object& weight,
-         const py::object& out) {
-        return call_elementwise(&F::binary_cross_entropy, &D::binary_cross_entropy, "logits", logits, target, mean,
-                                weight, out);
-      },
-      py::arg("logits"), py::arg("target"), py::arg("mean"), py::arg("sample_weight"), py::arg("out"));
+  register_elementwise(m, "mse", "prediction", &F::mse, &D::mse);
+  register_elementwise(m, "mae", "prediction", &F::mae, &D::mae);
+  register_elementwise(m, "huber", "prediction", &F::huber, &D::huber);
+  register_elementwise(m, "binary_cross_entropy", "logits", &F::binary_cross_entropy, &D::binary_cross_entropy);
   m.def("softmax_cross_entropy", call_softmax_cross_entropy, py::arg("logits"), py::arg("labels"),
-        py::arg("label_smoothing"), py::arg("ignore_index"), py::arg("mean"), py::arg("sample_weight"), py::arg("out"));
+        py::arg("label_smoothing"), py::arg("ignore_index"), py::arg("divergence"), py::arg("mean"),
+        py::arg("sample_weight"), py::arg("out"));
   m.def("global_norm", call_global_norm, py::arg("arrays"));
   register_function(m, "_exp", &F::exp, &D::exp);
   register_function(m, "_log", &F::log, &D::log);

@@ -68,14 +68,15 @@ Optimizer::Group Optimizer::outline(const py::object& container) {
 }
 
 std::string Optimizer::group_name(const std::string& what, std::size_t group) const {
-  return grouped ? key_name(what, py::int_(group)) : what;
+  return grouped || group > 0 ? key_name(what, py::int_(group)) : what;
 }
 
 Tensor Optimizer::make_tensor(const py::object& array, const std::string& name, std::size_t group) const {
-  Tensor tensor{name, view(array, name, Use::write), {}, group};
+  const View p = view(array, name, Use::write);
+  Tensor tensor{name, p, p.array.dtype(), {}, group};
   const auto np = py::module_::import("numpy");
-  const auto shape = array.attr("shape");
-  const auto dtype = array.attr("dtype");
+  const py::object shape = py::cast(shape_of(p.array));
+  const char* dtype = dtype_name(p.is_double);
   const char* order = (tensor.p.layout & c_order) != 0 ? "C" : "F";
   const double initial = initial_state(group);
   for (const char* state : state_names(group)) {
@@ -133,6 +134,7 @@ void Optimizer::add_group(const py::object& container, const py::dict& options) 
 void Optimizer::set_options(std::size_t group, const py::dict& options) {
   const Turn turn(*this);
   const Common common = read_common(options);
+  check_rule(group, options);
   set_rule(group, options);
   groups_[group].common = common;
 }
@@ -164,33 +166,48 @@ void Optimizer::check_overlap(const View& g, const std::string& name) const {
   if (after != outputs_.end()) check_apart(g, name, *after->first, *after->second);
 }
 
-void Optimizer::collect_tensor(Tensor& tensor, const Group& group, std::size_t i, const py::object& g) {
-  const py::object& key = group.keys[i];
+// Whether the container still holds the tensor's array, and that its memory.
+bool Optimizer::is_in_place(const Group& group, const py::object& key, const Tensor& tensor) {
   const auto* proxy = py::detail::array_proxy(tensor.p.array.ptr());
-  const bool is_there = group.kind == Kind::single || py::object(group.container[key]).is(tensor.p.array);
-  if (!is_there || proxy->data != tensor.p.data) {
+  if (!tensor.p.still_holds() || proxy->descr != tensor.dtype.ptr()) return false;
+  if (group.kind == Kind::single) return true;
+  try {
+    return py::object(group.container[key]).is(tensor.p.array);
+  } catch (py::error_already_set& error) {
+    if (!error.matches(PyExc_LookupError)) throw;
+    return false;  // the entry was removed
+  }
+}
+
+void Optimizer::collect_tensor(Tensor& tensor, const Group& group, std::size_t i, py::object g) {
+  const py::object& key = group.keys[i];
+  if (!is_in_place(group, key, tensor)) {
     throw py::value_error(tensor.name +
                           ": expected the array that the optimizer was made with, got another; update it in "
                           "place (x[...] = y), or make a new optimizer");
   }
-  if ((proxy->flags & kWriteable) == 0)
+  const int flags = py::detail::array_proxy(tensor.p.array.ptr())->flags;
+  if ((flags & kWriteable) == 0)
     throw py::value_error(tensor.name + ": expected a writeable array, got a read-only one");
   if (g.is_none()) return;
   const auto name = [&] {
     const std::string whole = group_name("grads", tensor.group);
     return group.kind == Kind::single ? whole : key_name(whole, key);
   };
+  const auto& p = tensor.p.array;
+  if (p.ndim() == 0 && py::isinstance(g, py::module_::import("numpy").attr("generic"))) {
+    g = py::module_::import("numpy").attr("asarray")(g);  // what arithmetic on 0-d arrays gives
+  }
   Flaw flaw;
   const auto v = try_view(g, Use::read, flaw);
   if (!v) flaw.raise(name());
   if (v->is_double != tensor.p.is_double) check_dtype(*v, name(), tensor.p.is_double);
-  const auto& p = tensor.p.array;
   if (v->array.ndim() != p.ndim() || !std::equal(p.shape(), p.shape() + p.ndim(), v->array.shape())) {
     check_shape(*v, name(), shape_of(p));
   }
-  if ((v->layout & tensor.p.layout) == 0) {
+  if ((v->layout & flags) == 0) {
     throw py::value_error(name() + ": expected the memory order of " + tensor.name + ", got the other one; numpy." +
-                          ((tensor.p.layout & c_order) != 0 ? "ascontiguousarray" : "asfortranarray") + "(x) has it");
+                          ((flags & c_order) != 0 ? "ascontiguousarray" : "asfortranarray") + "(x) has it");
   }
   if (v->size > 0) check_overlap(*v, name());
   work_.push_back({&tensor, *v, (work_.empty() ? 0 : work_.back().end) + v->size});
@@ -206,8 +223,7 @@ void Optimizer::collect_group(std::size_t index, const py::object& gradients) {
   }
   if (group.kind == Kind::mapping) {
     if (!py::hasattr(gradients, "keys")) {
-      throw py::type_error(name() + ": expected a mapping with the names of params, got " +
-                           std::string(py::str(py::type::of(gradients).attr("__name__"))));
+      throw py::type_error(name() + ": expected a mapping with the names of params, got " + type_name(gradients));
     }
     for (std::size_t i = 0; i < group.keys.size(); ++i) {
       const py::object& key = group.keys[i];
@@ -216,17 +232,14 @@ void Optimizer::collect_group(std::size_t index, const py::object& gradients) {
       collect_tensor(tensors_[group.first + i], group, i, gradients[key]);
     }
     if (py::len(gradients) != group.keys.size()) {
-      for (const auto key : py::list(gradients.attr("keys")())) {
-        if (!group.container.contains(key))
-          refuse("expected the names of params, got also " + std::string(py::repr(key)));
-      }
-      refuse("expected the names of params, got others");
+      const py::object surplus = py::set(gradients.attr("keys")()) - py::set(py::cast(group.keys));
+      refuse("expected the names of params, got also " + text(py::list(surplus)));
     }
     return;
   }
   if (py::isinstance<py::array>(gradients) || !py::isinstance<py::sequence>(gradients)) {
     throw py::type_error(name() + ": expected a sequence of " + std::to_string(group.keys.size()) + " gradients, got " +
-                         std::string(py::str(py::type::of(gradients).attr("__name__"))));
+                         type_name(gradients));
   }
   if (py::len(gradients) != group.keys.size()) {
     refuse("expected " + std::to_string(group.keys.size()) + " gradients, got " + std::to_string(py::len(gradients)) +
@@ -242,11 +255,12 @@ void Optimizer::collect(const py::object& gradients) {
     collect_group(0, gradients);
     return;
   }
-  if (py::isinstance<py::array>(gradients) || !py::isinstance<py::sequence>(gradients) ||
-      py::len(gradients) != groups_.size()) {
-    throw py::value_error("grads: expected a sequence of " + std::to_string(groups_.size()) +
-                          " entries, one for each param group, got " + std::string(py::repr(py::type::of(gradients))));
+  const std::string expected = "grads: expected a sequence of " + std::to_string(groups_.size()) +
+                               (groups_.size() == 1 ? " entry" : " entries") + ", one for each param group, got ";
+  if (py::isinstance<py::array>(gradients) || !py::isinstance<py::sequence>(gradients)) {
+    throw py::type_error(expected + type_name(gradients));
   }
+  if (py::len(gradients) != groups_.size()) throw py::value_error(expected + std::to_string(py::len(gradients)));
   for (std::size_t i = 0; i < groups_.size(); ++i) collect_group(i, gradients[py::int_(i)]);
 }
 
@@ -255,11 +269,12 @@ void Optimizer::apply_schedules() {
     Common& c = groups_[i].common;
     if (!c.schedule) continue;
     const py::object rate = c.schedule(steps_);
-    const double lr = PyFloat_AsDouble(rate.ptr());
-    if (PyErr_Occurred() != nullptr) throw py::error_already_set();
-    if (!(lr >= 0) || !std::isfinite(lr)) {
-      throw py::value_error("lr: expected a schedule that gives finite rates >= 0, got " + std::string(py::str(rate)) +
-                            " at step " + std::to_string(steps_));
+    const double lr = number_from(rate, "lr: at step " + std::to_string(steps_) + " of its schedule");
+    const bool has_float = std::any_of(tensors_.begin(), tensors_.end(),
+                                       [=](const Tensor& tensor) { return tensor.group == i && !tensor.p.is_double; });
+    if (!(lr >= 0) || !std::isfinite(has_float ? static_cast<float>(lr) : lr)) {
+      throw py::value_error("lr: expected a schedule that gives finite rates >= 0, got " + text(rate) + " at step " +
+                            std::to_string(steps_));
     }
     c.lr = lr;
   }
@@ -276,15 +291,20 @@ void Optimizer::raise_nonfinite() const {
   throw py::error_already_set();
 }
 
-void Optimizer::step(const py::object& gradients, double grad_scale) {
+void Optimizer::step(const py::object& gradients, const py::object& scale) {
+  const double grad_scale = number_from(scale, "grad_scale");
   if (!std::isfinite(grad_scale)) {
-    throw py::value_error("grad_scale: expected a finite number, got " + std::to_string(grad_scale));
+    throw py::value_error("grad_scale: expected a finite number, got " + text(scale));
   }
   const Turn turn(*this);
   const parallel::DefaultFloatMode mode;
   const Release work_until_return{work_};
   collect(gradients);
   apply_schedules();
+  for (const Work& w : work_) {  // schedules and containers may be the user's code
+    if (w.g.still_holds()) continue;
+    throw py::value_error("grads: expected arrays that stay as they are, got one that was resized during the step");
+  }
   const std::ptrdiff_t total = work_.empty() ? 0 : work_.back().end;
   Pins pins;
   std::optional<py::gil_scoped_release> release;
@@ -340,40 +360,59 @@ py::list Optimizer::snapshot() {
   return result;
 }
 
-void Optimizer::restore(const py::list& saved, std::int64_t steps) {
+// Checks what was saved of tensor i.
+void Optimizer::read_state(std::size_t i, py::handle saved, Progress& progress, std::vector<View>& arrays) const {
+  const Tensor& tensor = tensors_[i];
+  const std::string name = key_name("state", py::int_(i));
+  if (!py::isinstance<py::dict>(saved)) throw py::type_error(name + ": expected a dict, got " + type_name(saved));
+  const auto names = state_names(tensor.group);
+  py::list expected;
+  expected.append("step");
+  if (keeps_mu_product()) expected.append("mu_product");
+  for (const char* state : names) expected.append(state);
+  const py::list got(py::reinterpret_borrow<py::dict>(saved));
+  if (py::set(got).not_equal(py::set(expected))) {
+    throw py::value_error(name + ": expected the keys " + text(expected) + ", got " + text(got));
+  }
+  progress.step = count_from(saved["step"], key_name(name, py::str("step")));
+  if (keeps_mu_product()) {
+    const std::string mu_name = key_name(name, py::str("mu_product"));
+    progress.mu_product = number_from(saved["mu_product"], mu_name);
+    if (!(progress.mu_product >= 0 && progress.mu_product <= 1)) {
+      throw py::value_error(mu_name + ": expected a number from 0 to 1, got " + text(saved["mu_product"]));
+    }
+  }
+  for (const char* state : names) {
+    const std::string state_name = key_name(name, py::str(state));
+    const View v = view(saved[state], state_name, Use::read);
+    check_dtype(v, state_name, tensor.p.is_double);
+    check_shape(v, state_name, shape_of(tensor.p.array));
+    if ((v.layout & tensor.p.layout) == 0) {
+      throw py::value_error(state_name + ": expected the memory order of " + tensor.name + ", got the other one");
+    }
+    arrays.push_back(v);
+  }
+}
+
+void Optimizer::restore(const py::list& saved, const py::object& steps, const py::list& options) {
   const Turn turn(*this);
   if (saved.size() != tensors_.size()) {
     throw py::value_error("state: expected " + std::to_string(tensors_.size()) + " tensors, got " +
                           std::to_string(saved.size()));
   }
-  std::vector<Progress> progress;
+  const std::int64_t new_steps = count_from(steps, "steps");
+  std::vector<Progress> progress(tensors_.size());
   std::vector<View> arrays;
-  for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    const Tensor& tensor = tensors_[i];
-    const auto get = [&](const char* key) -> py::object {
-      const std::string name = key_name("state", py::int_(i));
-      const auto entry = py::reinterpret_borrow<py::object>(saved[i]);
-      if (!py::isinstance<py::dict>(entry))
-        throw py::type_error(name + ": expected a dict, got " + std::string(py::str(py::type::of(entry))));
-      if (!entry.contains(key)) throw py::value_error(name + ": expected " + key + ", which is missing");
-      return entry[key];
-    };
-    Progress p;
-    p.step = get("step").cast<std::int64_t>();
-    if (keeps_mu_product()) p.mu_product = get("mu_product").cast<double>();
-    if (p.step < 0)
-      throw py::value_error(key_name("state", py::int_(i)) + ": expected step >= 0, got " + std::to_string(p.step));
-    progress.push_back(p);
-    const auto names = state_names(tensor.group);
-    for (std::size_t k = 0; k < names.size(); ++k) {
-      const std::string name = key_name(key_name("state", py::int_(i)), py::str(names[k]));
-      const View v = view(get(names[k]), name, Use::read);
-      check_dtype(v, name, tensor.p.is_double);
-      check_shape(v, name, shape_of(tensor.p.array));
-      if ((v.layout & tensor.p.layout) == 0)
-        throw py::value_error(name + ": expected the memory order of " + tensor.name);
-      arrays.push_back(v);
-    }
+  for (std::size_t i = 0; i < tensors_.size(); ++i) read_state(i, saved[i], progress[i], arrays);
+  std::vector<Common> commons;
+  for (std::size_t i = 0; i < options.size(); ++i) {
+    commons.push_back(read_common(options[i]));
+    check_rule(i, options[i]);
+  }
+
+  for (std::size_t i = 0; i < options.size(); ++i) {
+    set_rule(i, options[i]);
+    groups_[i].common = commons[i];
   }
   auto next = arrays.begin();
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
@@ -383,7 +422,7 @@ void Optimizer::restore(const py::list& saved, std::int64_t steps) {
       ++next;
     }
   }
-  steps_ = steps;
+  steps_ = new_steps;
 }
 
 }  // namespace steepest

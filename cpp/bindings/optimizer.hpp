@@ -25,6 +25,7 @@ struct Progress {
 struct Tensor {
   std::string name;
   View p;
+  py::dtype dtype;  // of p when it was registered
   std::vector<View> state;
   std::size_t group;
   Progress progress{};
@@ -66,9 +67,10 @@ class Optimizer {
 
   void add_group(const py::object& container, const py::dict& options);
   void set_options(std::size_t group, const py::dict& options);
-  void step(const py::object& gradients, double grad_scale);
-  py::list snapshot();                                        // a dict for each tensor: step and copies of its state
-  void restore(const py::list& tensors, std::int64_t steps);  // what snapshot gave; all of it is checked first
+  void step(const py::object& gradients, const py::object& grad_scale);
+  py::list snapshot();  // a dict for each tensor: step and copies of its state
+  // Takes over what snapshot gave, and a dict of options for each group (or none); all of it is checked first.
+  void restore(const py::list& tensors, const py::object& steps, const py::list& options);
   std::optional<double> last_norm() const { return last_norm_; }
 
   void set_clipping(double max_norm, const std::string& nonfinite);
@@ -79,9 +81,10 @@ class Optimizer {
   virtual std::vector<const char*> state_names(std::size_t group) const = 0;
   virtual double initial_state(std::size_t group) const = 0;
   virtual bool keeps_mu_product() const = 0;
-  virtual void set_rule(std::size_t group, const py::dict& options) = 0;  // appends a group's first
-  virtual void drop_rule() = 0;                                           // the last group's
-  virtual void prepare(const std::vector<Work>&, double scale) = 0;       // and counts the step
+  virtual void check_rule(std::size_t group, const py::dict& options) const = 0;  // refuses a change of state
+  virtual void set_rule(std::size_t group, const py::dict& options) = 0;          // appends a group's first
+  virtual void drop_rule() = 0;                                                   // the last group's
+  virtual void prepare(const std::vector<Work>&, double scale) = 0;               // and counts the step
   virtual void run(std::size_t work, std::ptrdiff_t begin, std::ptrdiff_t n) const noexcept = 0;
 
   const Common& common(std::size_t group) const { return groups_[group].common; }
@@ -106,9 +109,11 @@ class Optimizer {
   static std::vector<std::pair<const View*, const std::string*>> sorted_outputs(const std::vector<Tensor>& all);
   void collect(const py::object& gradients);
   void collect_group(std::size_t group, const py::object& gradients);
-  void collect_tensor(Tensor& tensor, const Group& group, std::size_t i, const py::object& g);
+  static bool is_in_place(const Group& group, const py::object& key, const Tensor& tensor);
+  void collect_tensor(Tensor& tensor, const Group& group, std::size_t i, py::object g);
   void check_overlap(const View& g, const std::string& name) const;
   void apply_schedules();
+  void read_state(std::size_t i, py::handle saved, Progress& progress, std::vector<View>& arrays) const;
   [[noreturn]] void raise_nonfinite() const;
 
   std::vector<Group> groups_;

@@ -249,15 +249,19 @@ class RuleOptimizer final : public Optimizer {
 
   bool keeps_mu_product() const override { return Rule::keeps_mu_product; }
 
+  void check_rule(std::size_t group, const py::dict& options) const override {
+    const auto wanted = Rule(options).state_names(), kept = rules_[group].state_names();
+    if (wanted == kept) return;
+    throw py::value_error("options: expected ones whose state is that of the existing optimizer, " +
+                          text(py::cast(kept)) + ", got ones that need " + text(py::cast(wanted)) +
+                          "; make a new optimizer");
+  }
+
   void set_rule(std::size_t group, const py::dict& options) override {
-    const Rule rule(options);
     if (group == rules_.size()) {
-      rules_.push_back(rule);
-    } else if (rule.state_names() != rules_[group].state_names()) {
-      throw py::value_error(
-          "an option that changes which state a rule keeps cannot change after the optimizer was made");
+      rules_.emplace_back(options);
     } else {
-      rules_[group] = rule;
+      rules_[group] = Rule(options);
     }
   }
 
@@ -327,7 +331,7 @@ void register_rules(py::module_& m) {
       .def("set_options", &Optimizer::set_options, py::arg("group"), py::arg("options"))
       .def("step", &Optimizer::step, py::arg("grads"), py::arg("grad_scale"))
       .def("snapshot", &Optimizer::snapshot)
-      .def("restore", &Optimizer::restore, py::arg("tensors"), py::arg("steps"))
+      .def("restore", &Optimizer::restore, py::arg("tensors"), py::arg("steps"), py::arg("options") = py::list())
       .def("set_clipping", &Optimizer::set_clipping, py::arg("max_norm"), py::arg("nonfinite"))
       .def_readwrite("grouped", &Optimizer::grouped)
       .def_property_readonly("last_norm", &Optimizer::last_norm)

@@ -10,12 +10,12 @@ namespace {
 
 namespace py = pybind11;
 
-void set_num_threads(int n) {
+void set_num_threads(std::int64_t n) {
   if (n < 1 || n > parallel::kMaxThreads) {
     throw py::value_error("n: expected 1 to " + std::to_string(parallel::kMaxThreads) + " threads, got " +
                           std::to_string(n));
   }
-  parallel::set_threads(n);
+  parallel::set_threads(static_cast<int>(n));
 }
 
 void set_threading(const std::string& engine) {
@@ -45,6 +45,7 @@ py::dict build_info() {
 }  // namespace
 
 void register_runtime(py::module_& m) {
+  kernels();  // what is wrong with STEEPEST_ISA is reported by the import
   m.def("set_num_threads", set_num_threads, py::arg("n"));
   m.def("get_num_threads", parallel::threads);
   m.def("set_threading", set_threading, py::arg("engine"));

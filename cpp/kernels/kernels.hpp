@@ -80,6 +80,7 @@ struct SoftmaxRows {
   const T* weight;             // (rows) or null
   double scale;                // of the gradient: 1 or 1 / (the sum of the weights)
   double smoothing;
+  bool divergence;  // add sum t log(t), which makes it the Kullback-Leibler divergence
 };
 
 template <class T>
@@ -96,13 +97,15 @@ struct RuleKernels {
   Rule<LionStep<T>> lion;
 };
 
-// Each value-and-gradient kernel returns the sum of its block's terms; `weight` (n) may be null.
+// Each value-and-gradient kernel returns the sum of its block's terms; `weight` (n) may be null, delta is Huber's.
 template <class T>
 struct LossKernels {
   using Elementwise = Sum (*)(const T* prediction, const T* target, const T* weight, T* gradient, double scale,
-                              std::ptrdiff_t n) noexcept;
+                              double delta, std::ptrdiff_t n) noexcept;
 
   Elementwise mse;
+  Elementwise mae;
+  Elementwise huber;
   Elementwise binary_cross_entropy;
   Sum (*softmax_cross_entropy)(const SoftmaxRows<T>&) noexcept;
   Sum (*sum)(const T* x, std::ptrdiff_t n) noexcept;
@@ -112,11 +115,37 @@ struct LossKernels {
   void (*log1p)(const T* x, T* y, std::ptrdiff_t n) noexcept;
 };
 
+enum class Activation { identity, relu, leaky_relu, tanh, sigmoid };
+
+// A window that slides over an image of (height, width, channels), and where it lands.
+struct Window {
+  std::ptrdiff_t height, width, channels;
+  std::ptrdiff_t window_height, window_width, stride_height, stride_width;
+  std::ptrdiff_t pad_top, pad_left, out_height, out_width;
+};
+
+// y may be x, and a gradient is masked in place. Windows: one image per call.
+template <class T>
+struct LayerKernels {
+  void (*activate)(Activation, const T* x, const T* bias, T alpha, T* y, std::ptrdiff_t rows,
+                   std::ptrdiff_t columns) noexcept;
+  void (*mask)(Activation, T* gradient, const T* y, T alpha, std::ptrdiff_t n) noexcept;
+  void (*dropout)(const T* x, const T* uniform, T keep, T scale, T* y, std::ptrdiff_t n) noexcept;
+  void (*im2col)(const Window&, const T* image, T* patches) noexcept;
+  void (*col2im)(const Window&, const T* patches, T* image) noexcept;
+  void (*max_pool)(const Window&, const T* image, T* y, std::int32_t* from) noexcept;
+  void (*max_pool_backward)(const Window&, const T* gradient, const std::int32_t* from, T* image) noexcept;
+  void (*avg_pool)(const Window&, const T* image, T* y) noexcept;
+  void (*avg_pool_backward)(const Window&, const T* gradient, T* image) noexcept;
+};
+
 struct Kernels {
   RuleKernels<float> rules_f32;
   RuleKernels<double> rules_f64;
   LossKernels<float> losses_f32;
   LossKernels<double> losses_f64;
+  LayerKernels<float> layers_f32;
+  LayerKernels<double> layers_f64;
 };
 
 }  // namespace steepest

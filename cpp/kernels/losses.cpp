@@ -79,16 +79,36 @@ struct Point {
 };
 
 template <class T>
-Sum mse(const T* prediction, const T* target, const T* weight, T* gradient, double scale, std::ptrdiff_t n) noexcept {
+Sum mse(const T* prediction, const T* target, const T* weight, T* gradient, double scale, double,
+        std::ptrdiff_t n) noexcept {
   return elementwise(weight, gradient, scale, n, [=](std::ptrdiff_t i) -> Point {
     const double d = static_cast<double>(prediction[i]) - static_cast<double>(target[i]);
     return {d * d, 2 * d};
   });
 }
 
+template <class T>
+Sum mae(const T* prediction, const T* target, const T* weight, T* gradient, double scale, double,
+        std::ptrdiff_t n) noexcept {
+  return elementwise(weight, gradient, scale, n, [=](std::ptrdiff_t i) -> Point {
+    const double d = static_cast<double>(prediction[i]) - static_cast<double>(target[i]);
+    return {magnitude(d), sgn(d)};
+  });
+}
+
+template <class T>
+Sum huber(const T* prediction, const T* target, const T* weight, T* gradient, double scale, double delta,
+          std::ptrdiff_t n) noexcept {
+  return elementwise(weight, gradient, scale, n, [=](std::ptrdiff_t i) -> Point {
+    const double d = static_cast<double>(prediction[i]) - static_cast<double>(target[i]);
+    const double a = magnitude(d);
+    return {a <= delta ? 0.5 * d * d : delta * (a - 0.5 * delta), clip(d, -delta, delta)};
+  });
+}
+
 // -y log(sigmoid(x)) - (1 - y) log(sigmoid(-x)) as a sum of terms that are not negative: nothing cancels.
 template <class T>
-Sum binary_cross_entropy(const T* logits, const T* target, const T* weight, T* gradient, double scale,
+Sum binary_cross_entropy(const T* logits, const T* target, const T* weight, T* gradient, double scale, double,
                          std::ptrdiff_t n) noexcept {
   return elementwise(weight, gradient, scale, n, [=](std::ptrdiff_t i) -> Point {
     const T x = logits[i], y = target[i];
@@ -192,8 +212,11 @@ Sum softmax_cross_entropy(const SoftmaxRows<T>& a) noexcept {
     to_label[i] = static_cast<double>(m) - x_y;
     if (a.probabilities != nullptr) {
       const T* q = a.probabilities + i * n;
+      const bool divergence = a.divergence;
       to_label[i] = value(sum_terms(n, [=](std::ptrdiff_t j) {
-        return q[j] == 0 ? 0.0 : -static_cast<double>(q[j]) * static_cast<double>(d[j]);
+        const double t = static_cast<double>(q[j]);
+        const double distance = (divergence ? logarithm(t) : 0) - static_cast<double>(d[j]);
+        return t == 0 ? 0 : t * distance;
       }));
     }
     to_all[i] = a.smoothing == 0 ? 0 : sum_of_distances(d, n);
@@ -247,7 +270,8 @@ void log1p(const T* x, T* y, std::ptrdiff_t n) noexcept {
 
 template <class T>
 constexpr LossKernels<T> kernels{
-    mse<T>, binary_cross_entropy<T>, softmax_cross_entropy<T>, sum<T>, sum_of_squares<T>, exp<T>, log<T>, log1p<T>};
+    mse<T>, mae<T>, huber<T>, binary_cross_entropy<T>, softmax_cross_entropy<T>, sum<T>, sum_of_squares<T>,
+    exp<T>, log<T>, log1p<T>};
 
 }  // namespace
 

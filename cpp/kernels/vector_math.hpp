@@ -102,7 +102,8 @@ inline T larger(T a, T b) {
 
 template <class T>
 inline T clip(T x, T lower, T upper) {
-  return x < lower ? lower : x > upper ? upper : x;
+  const T y = lower > x ? lower : x;
+  return upper < y ? upper : y;
 }
 
 template <std::size_t i = 0, std::size_t n, class T>
@@ -158,6 +159,29 @@ inline T logarithm_1p(T x) {
   const T u = T(1) + x;
   const T lost = (x - (u - T(1))) / u;
   return u < Float<T>::infinity ? logarithm(u) + lost : u;
+}
+
+// 1 / (1 + e^-x), keeping the digits of small results. Within 3 ULP.
+template <class T>
+inline T logistic(T x) {
+  const T e = exponential(-magnitude(x));
+  return (x >= 0 ? T(1) : e) / (T(1) + e);
+}
+
+// As -t / (t + 2) with t = e^(-2|x|) - 1 = 2^k p + (2^k - 1), which is exact where p is small. Within 4 ULP.
+template <class T>
+inline T hyperbolic_tangent(T x) {
+  using F = Float<T>;
+  constexpr T far = F::mantissa == 23 ? T(20) : T(44);  // beyond it the result rounds to 1
+  const T y = T(-2) * (magnitude(x) > far ? far : magnitude(x));
+  const T shifted = y * F::log2_e + F::magic;
+  const T k = shifted - F::magic;
+  const T r = (y - k * F::ln2_hi) - k * F::ln2_lo;
+  const T p = r + r * r * polynomial(F::exp_poly, r);
+  const T two_k = from_bits<T>((bits(shifted) - bits(F::magic) + F::bias) << F::mantissa);
+  const T t = two_k * p + (two_k - T(1));
+  const T result = -t / (t + T(2));
+  return x < 0 ? -result : x == 0 ? x : result;
 }
 
 // Adds x to the sum. What rounding loses goes to lo (Knuth's two-sum); of a float it is next to nothing.

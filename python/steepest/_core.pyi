@@ -24,7 +24,9 @@ class Optimizer:
     def set_clipping(self, max_norm: float, nonfinite: str) -> None: ...
     def step(self, grads: object, grad_scale: float) -> None: ...
     def snapshot(self) -> list[dict[str, Any]]: ...
-    def restore(self, tensors: list[dict[str, Any]], steps: int) -> None: ...
+    def restore(
+        self, tensors: list[dict[str, Any]], steps: int, options: list[dict[str, Any]] = ...
+    ) -> None: ...
     @property
     def last_norm(self) -> float | None: ...
     @property
@@ -44,6 +46,23 @@ def mse(
     mean: bool,
     sample_weight: NDArray[Any] | None,
     out: NDArray[Any] | None,
+    delta: float = 0.0,
+) -> tuple[float, NDArray[Any]]: ...
+def mae(
+    prediction: NDArray[Any],
+    target: NDArray[Any],
+    mean: bool,
+    sample_weight: NDArray[Any] | None,
+    out: NDArray[Any] | None,
+    delta: float = 0.0,
+) -> tuple[float, NDArray[Any]]: ...
+def huber(
+    prediction: NDArray[Any],
+    target: NDArray[Any],
+    mean: bool,
+    sample_weight: NDArray[Any] | None,
+    out: NDArray[Any] | None,
+    delta: float = 0.0,
 ) -> tuple[float, NDArray[Any]]: ...
 def binary_cross_entropy(
     logits: NDArray[Any],
@@ -51,12 +70,14 @@ def binary_cross_entropy(
     mean: bool,
     sample_weight: NDArray[Any] | None,
     out: NDArray[Any] | None,
+    delta: float = 0.0,
 ) -> tuple[float, NDArray[Any]]: ...
 def softmax_cross_entropy(
     logits: NDArray[Any],
     labels: NDArray[Any],
     label_smoothing: float,
     ignore_index: int | None,
+    divergence: bool,
     mean: bool,
     sample_weight: NDArray[Any] | None,
     out: NDArray[Any] | None,
@@ -67,9 +88,39 @@ def global_norm(arrays: Iterable[NDArray[Any]]) -> float:
     The same bits with any ISA and any number of threads; neither overflows nor underflows unless the norm itself does.
     """
 
+def activate(activation: str, x: NDArray[Any], bias: NDArray[Any] | None, alpha: float, out: NDArray[Any]) -> None: ...
+def mask(activation: str, grad: NDArray[Any], y: NDArray[Any], alpha: float) -> None: ...
+def dropout(x: NDArray[Any], uniform: NDArray[Any], rate: float, out: NDArray[Any]) -> None: ...
+
+_Pair = tuple[int, int]
+
+def im2col(
+    images: NDArray[Any], window: _Pair, stride: _Pair, pad: _Pair, out: _Pair, patches: NDArray[Any]
+) -> None: ...
+def col2im(
+    images: NDArray[Any], window: _Pair, stride: _Pair, pad: _Pair, out: _Pair, patches: NDArray[Any]
+) -> None: ...
+def avg_pool(
+    images: NDArray[Any], window: _Pair, stride: _Pair, pad: _Pair, out: _Pair, pooled: NDArray[Any]
+) -> None: ...
+def avg_pool_backward(
+    images: NDArray[Any], window: _Pair, stride: _Pair, pad: _Pair, out: _Pair, pooled: NDArray[Any]
+) -> None: ...
+def max_pool(
+    images: NDArray[Any],
+    window: _Pair,
+    stride: _Pair,
+    pad: _Pair,
+    out: _Pair,
+    pooled: NDArray[Any],
+    sources: NDArray[Any],
+    forward: bool,
+) -> None: ...
 def _exp(x: NDArray[Any]) -> NDArray[Any]: ...
 def _log(x: NDArray[Any]) -> NDArray[Any]: ...
 def _log1p(x: NDArray[Any]) -> NDArray[Any]: ...
 def _set_isa(name: str) -> None: ...
 def _share_blocks_of(units: int) -> None: ...
 def _blocks_run() -> list[int]: ...
+def _stream(updated: list[NDArray[Any]], written: list[NDArray[Any]], read: list[NDArray[Any]]) -> None:
+    """For benchmarks: adds the float32 arrays that are read to those that are updated, or into those that are written."""

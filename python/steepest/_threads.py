@@ -8,10 +8,10 @@ from pathlib import Path
 
 from steepest import _core
 
+_MOST = 256
 
-def _cgroup_limit(
-    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> float:
+
+def _cgroup_limit(root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> float:
     """The CPUs that the control groups of this process may use, infinite where there is no limit."""
     limit = math.inf
     try:
@@ -20,9 +20,9 @@ def _cgroup_limit(
         return limit
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        base = root if controllers == "" else root / "cpu"
         if controllers and "cpu" not in controllers.split(","):
             continue
+        base = root / "cpu" if controllers else root  # version 1 or 2
         group = base / path.lstrip("/")
         for folder in (group, *group.parents):
             limit = min(limit, _quota(folder))
@@ -43,30 +43,22 @@ def _quota(folder: Path) -> float:
         return math.inf
 
 
-def _from_environment(name: str) -> int | None:
-    text = os.environ.get(name, "").split(",")[0].strip()
-    return int(text) if text.isdecimal() and int(text) > 0 else None
-
-
 def available() -> int:
     """The CPUs that this process may use: affinity, control group, OMP_NUM_THREADS."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _cgroup_limit()
-    if math.isfinite(quota):
-        cpus = min(cpus, max(1, math.ceil(quota)))
-    return min(cpus, _from_environment("OMP_NUM_THREADS") or cpus)
+    limit = min(cpus, math.ceil(min(_cgroup_limit(), cpus)), _MOST)
+    outermost = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return max(1, min(limit, int(outermost)) if outermost.isdecimal() and int(outermost) > 0 else limit)
 
 
 def set_defaults() -> None:
     """Applies STEEPEST_NUM_THREADS and STEEPEST_THREADS, or the defaults."""
-    wanted = os.environ.get("STEEPEST_NUM_THREADS", "")
-    if wanted and _from_environment("STEEPEST_NUM_THREADS") is None:
-        raise ImportError(
-            f"STEEPEST_NUM_THREADS: expected a number of threads >= 1, got {wanted!r}"
-        )
-    _core.set_num_threads(min(256, _from_environment("STEEPEST_NUM_THREADS") or available()))
+    wanted = os.environ.get("STEEPEST_NUM_THREADS") or str(available())
+    if not wanted.strip().isdecimal() or not 1 <= int(wanted) <= _MOST:
+        raise ImportError(f"STEEPEST_NUM_THREADS: expected 1 to {_MOST} threads, got {wanted!r}")
+    _core.set_num_threads(int(wanted))
     if engine := os.environ.get("STEEPEST_THREADS"):
         try:
             _core.set_threading(engine)
         except (ValueError, RuntimeError) as error:
-            raise ImportError(f"STEEPEST_THREADS={engine}: {error}") from None
+            raise ImportError(f"STEEPEST_THREADS: {error}") from None

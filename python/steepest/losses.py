@@ -10,6 +10,7 @@ TypeError names a wrong dtype, ValueError what else is wrong, and nothing is cha
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import Any
 
 from numpy.typing import NDArray
@@ -44,6 +45,50 @@ def mse(
     return _core.mse(prediction, target, _is_mean(reduction), sample_weight, out)
 
 
+def mae(
+    prediction: NDArray[Any],
+    target: NDArray[Any],
+    *,
+    reduction: str = "mean",
+    sample_weight: NDArray[Any] | None = None,
+    out: NDArray[Any] | None = None,
+) -> tuple[float, NDArray[Any]]:
+    """Mean absolute error: the mean (or sum) over all elements of w |prediction - target|.
+
+    The derivative is the sign of the difference, 0 where there is none. Arguments as in `mse`.
+
+        >>> import numpy as np
+        >>> from steepest import losses
+        >>> losses.mae(np.array([1.0, 2.0]), np.array([0.0, 4.0]))
+        (1.5, array([ 0.5, -0.5]))
+    """
+    return _core.mae(prediction, target, _is_mean(reduction), sample_weight, out)
+
+
+def huber(
+    prediction: NDArray[Any],
+    target: NDArray[Any],
+    *,
+    delta: float = 1.0,
+    reduction: str = "mean",
+    sample_weight: NDArray[Any] | None = None,
+    out: NDArray[Any] | None = None,
+) -> tuple[float, NDArray[Any]]:
+    """Huber's loss: the mean (or sum) of w d^2 / 2 where |d| <= delta, else of w delta (|d| - delta / 2).
+
+    d = prediction - target; the derivative is d clipped to [-delta, delta]. Arguments as in `mse`;
+    ValueError unless delta is finite and > 0. It is `torch.nn.functional.huber_loss`.
+
+        >>> import numpy as np
+        >>> from steepest import losses
+        >>> losses.huber(np.array([1.0, 2.0]), np.array([0.5, 4.0]))
+        (0.8125, array([ 0.25, -0.5 ]))
+    """
+    if not 0 < delta < float("inf"):
+        raise ValueError(f"delta: expected a finite number > 0, got {delta!r}")
+    return _core.huber(prediction, target, _is_mean(reduction), sample_weight, out, delta)
+
+
 def binary_cross_entropy(
     logits: NDArray[Any],
     target: NDArray[Any],
@@ -55,7 +100,8 @@ def binary_cross_entropy(
     """Binary cross-entropy from logits: the mean (or sum) of -y log(sigmoid(x)) - (1 - y) log(sigmoid(-x)).
 
     `target` holds probabilities in [0, 1], in the shape and dtype of `logits`; `sample_weight` as in
-    `mse`. The formula neither overflows nor cancels: a confident right answer keeps its digits. It is
+    `mse`. With logits of shape (n, labels) and targets of 0 and 1 it is the multi-label cross-entropy.
+    The formula neither overflows nor cancels: a confident right answer keeps its digits. It is
     `torch.nn.functional.binary_cross_entropy_with_logits`.
 
         >>> import numpy as np
@@ -92,8 +138,39 @@ def softmax_cross_entropy(
         >>> round(loss * 1e9, 3)
         2.061
     """
+    if not isinstance(label_smoothing, Real):
+        raise TypeError(f"label_smoothing: expected a number, got {type(label_smoothing).__name__}")
+    if ignore_index is not None and (not isinstance(ignore_index, Integral) or isinstance(ignore_index, bool)):
+        raise TypeError(f"ignore_index: expected an integer, got {type(ignore_index).__name__}")
+    if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index: expected a number in the range of int64, got {ignore_index}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing: expected a number in [0, 1), got {label_smoothing!r}")
     return _core.softmax_cross_entropy(
-        logits, labels, label_smoothing, ignore_index, _is_mean(reduction), sample_weight, out
+        logits, labels, label_smoothing, ignore_index, False, _is_mean(reduction), sample_weight, out
     )
+
+
+def kl_divergence(
+    logits: NDArray[Any],
+    target: NDArray[Any],
+    *,
+    reduction: str = "mean",
+    sample_weight: NDArray[Any] | None = None,
+    out: NDArray[Any] | None = None,
+) -> tuple[float, NDArray[Any]]:
+    """Kullback-Leibler divergence: the mean (or sum) over rows of sum_j t_j (log(t_j) - log(softmax(x)_j)).
+
+    `target` holds probabilities, in the shape (..., classes) and dtype of `logits`; 0 log(0) is 0. Its
+    gradient is that of `softmax_cross_entropy`, whose value it has less the entropy of the target; the
+    other arguments are the same. It is `torch.nn.functional.kl_div(log_softmax(x), t, reduction="batchmean")`.
+
+        >>> import numpy as np
+        >>> from steepest import losses
+        >>> loss, gradient = losses.kl_divergence(np.zeros((1, 2)), np.array([[0.5, 0.5]]))
+        >>> round(loss, 12)
+        0.0
+    """
+    if getattr(target, "dtype", None) is not None and target.dtype.kind in "iu":
+        raise TypeError(f"target: expected probabilities, got dtype {target.dtype}")
+    return _core.softmax_cross_entropy(logits, target, 0.0, None, True, _is_mean(reduction), sample_weight, out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -43,15 +44,19 @@ def minimize(
     is not finite, and whatever `fun` raises.
 
         >>> import numpy as np, steepest as sp
-        >>> result = sp.minimize(
-        ...     lambda x: (float(x @ x), 2 * x), [3.0, -4.0], sp.SGD, lr=0.1, steps=100, tol=1e-6
-        ... )
+        >>> result = sp.minimize(lambda x: (float(x @ x), 2 * x), [3.0, -4.0], sp.SGD, lr=0.1, steps=100, tol=1e-6)
         >>> result.converged, result.value < 1e-12
         (True, True)
     """
+    if not isinstance(steps, Integral) or isinstance(steps, bool):
+        raise TypeError(f"steps: expected an integer, got {type(steps).__name__}")
     if steps < 0:
         raise ValueError(f"steps: expected a number >= 0, got {steps!r}")
+    if not tol >= 0:
+        raise ValueError(f"tol: expected a number >= 0, got {tol!r}")
     x0 = np.asarray(x0)
+    if x0.dtype.kind not in "fiub":
+        raise TypeError(f"x0: expected real numbers, got dtype {x0.dtype}")
     x = np.array(x0, dtype=np.float32 if x0.dtype == np.float32 else np.float64, order="C")
     opt = optimizer(x, **options)
     history: list[float] = []
@@ -61,12 +66,13 @@ def minimize(
         history.append(float(value))
         if not np.isfinite(value):
             raise FloatingPointError(f"fun: expected a finite value, got {value} at step {step}")
+        if isinstance(gradient, np.generic):  # what arithmetic on 0-d arrays gives
+            gradient = np.asarray(gradient)
         converged = _core.global_norm([gradient]) <= tol
-        if (
-            converged
-            or step == steps
-            or (callback is not None and callback(step, x, history[-1]) is True)
-        ):
+        if converged or step == steps:
+            break
+        stop = callback(step, x, history[-1]) if callback is not None else None
+        if isinstance(stop, bool | np.bool_) and stop:
             break
         opt.step(gradient)
     return MinimizeResult(x, history[-1], history, opt.steps, converged)

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any, ClassVar, TypeAlias, cast
 
 import numpy as np
@@ -29,9 +29,7 @@ from numpy.typing import NDArray
 from steepest import _core
 
 Array: TypeAlias = NDArray[Any]
-Params: TypeAlias = (
-    Array | Sequence[Array] | Mapping[str, Array] | Sequence[Mapping[str, Any]] | Iterable[Array]
-)
+Params: TypeAlias = Array | Sequence[Array] | Mapping[str, Array] | Sequence[Mapping[str, Any]] | Iterable[Array]
 Rate: TypeAlias = float | Callable[[int], float]
 
 _BOUNDS = {  # name: (lowest, highest, whether the lowest is allowed); the highest never is
@@ -53,19 +51,21 @@ _BOUNDS = {  # name: (lowest, highest, whether the lowest is allowed); the highe
 }
 
 
-def _check_number(name: str, value: object, dtypes: Iterable[np.dtype[Any]]) -> None:
+def _check_number(name: str, value: Any, dtypes: Iterable[np.dtype[Any]]) -> None:
     """Refuses what is out of range, or comes out of range when it is rounded to the parameters' dtype."""
     low, high, closed = _BOUNDS[name]
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond every float
+        number = math.inf
     for dtype in (np.dtype(np.float64), *dtypes):
         with np.errstate(over="ignore", under="ignore"):
-            x = float(dtype.type(value))
+            x = float(dtype.type(number))
         if not ((low <= x if closed else low < x) and x < high):
-            rounded = "" if x == value or x != x else f", which is {x:g} in {dtype}"
-            expected = f"{'>=' if closed else '>'} {low:g}" + (
-                f" and < {high:g}" if high < math.inf else ""
-            )
+            rounded = "" if x == number or x != x else f", which is {x:g} in {dtype}"
+            expected = f"{'>=' if closed else '>'} {low:g}" + (f" and < {high:g}" if high < math.inf else "")
             raise ValueError(f"{name}: expected a finite number {expected}, got {value!r}{rounded}")
 
 
@@ -76,7 +76,9 @@ def _check_option(name: str, value: Any, dtypes: Iterable[np.dtype[Any]]) -> Any
     if name == "max_value" and value is None:
         return None
     if name == "betas":
-        if not isinstance(value, Sequence) or len(value) != 2:
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise TypeError(f"betas: expected two numbers, got {type(value).__name__}")
+        if len(value) != 2:
             raise ValueError(f"betas: expected two numbers, got {value!r}")
         for beta in value:
             _check_number(name, beta, dtypes)
@@ -89,29 +91,39 @@ def _check_option(name: str, value: Any, dtypes: Iterable[np.dtype[Any]]) -> Any
     return bool(value)
 
 
+def _container(params: Any) -> Any:
+    """The array or the container that is kept: an iterator, and what is one in disguise, as a list."""
+    if isinstance(params, np.ndarray | Mapping | Sequence):
+        return params
+    if not isinstance(params, Iterable):
+        raise TypeError(f"params: expected arrays, got {type(params).__name__}")
+    return list(params)
+
+
 def _leaves(params: Any) -> list[Any]:
     if isinstance(params, np.ndarray):
         return [params]
     return list(params.values() if isinstance(params, Mapping) else params)
 
 
+def _check_keys(name: str, mapping: Any, keys: tuple[Any, ...]) -> None:
+    if not isinstance(mapping, Mapping):
+        raise TypeError(f"{name}: expected a mapping, got {type(mapping).__name__}")
+    if set(mapping) != set(keys):
+        raise ValueError(f"{name}: expected the keys {list(keys)}, got {list(mapping)}")
+
+
 class ParamGroup(MutableMapping[str, Any]):
     """The options of a group, and its `"params"`. An assignment is checked at once; a refused one changes nothing."""
 
-    def __init__(
-        self, optimizer: Optimizer, index: int, params: Any, options: dict[str, Any]
-    ) -> None:
+    def __init__(self, optimizer: Optimizer, index: int, params: Any, options: dict[str, Any]) -> None:
         self._optimizer, self._index, self._params = optimizer, index, params
         leaves = _leaves(params)
-        self._dtypes = {
-            x.dtype for x in leaves if getattr(x, "dtype", None) in (np.float32, np.float64)
-        }
+        self._dtypes = {x.dtype for x in leaves if getattr(x, "dtype", None) in (np.float32, np.float64)}
         self._options = self._checked(options)
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
-        checked = {
-            name: _check_option(name, value, self._dtypes) for name, value in options.items()
-        }
+        checked = {name: _check_option(name, value, self._dtypes) for name, value in options.items()}
         self._optimizer._check_together(checked)
         return checked
 
@@ -120,9 +132,7 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         if name not in self._options:
-            raise KeyError(
-                f"{name!r} cannot be set; the options of this group are {', '.join(self._options)}"
-            )
+            raise KeyError(f"{name!r} cannot be set; the options of this group are {', '.join(self._options)}")
         self._replace({name: value})
 
     def _replace(self, changed: dict[str, Any]) -> None:
@@ -153,21 +163,14 @@ class Optimizer:
 
     _core_class: ClassVar[type[_core.Optimizer]]
 
-    def __init__(
-        self, params: Params, *, max_norm: float | None, nonfinite: str, **options: Any
-    ) -> None:
+    def __init__(self, params: Params, *, max_norm: float | None, nonfinite: str, **options: Any) -> None:
         if type(self) is Optimizer:
             raise TypeError("Optimizer is what the rules share: use Adam, SGD, ...")
-        if not isinstance(params, np.ndarray | Mapping | Sequence):
-            if not isinstance(params, Iterable):
-                raise TypeError(f"params: expected arrays, got {type(params).__name__}")
-            params = list(params)
+        params = _container(params)
         if max_norm is not None:
             _check_number("max_norm", max_norm, ())
         if nonfinite not in ("propagate", "skip", "raise"):
-            raise ValueError(
-                f'nonfinite: expected "propagate", "skip" or "raise", got {nonfinite!r}'
-            )
+            raise ValueError(f'nonfinite: expected "propagate", "skip" or "raise", got {nonfinite!r}')
         grouped = isinstance(params, Sequence) and any(
             isinstance(group, Mapping) and "params" in group for group in params
         )
@@ -185,18 +188,16 @@ class Optimizer:
         self.param_groups: list[ParamGroup] = []
 
     def _add_group(self, group: Mapping[str, Any]) -> None:
+        if not isinstance(group, Mapping):
+            raise TypeError(f'param group: expected a mapping with "params", got {type(group).__name__}')
         if "params" not in group:
-            raise ValueError(
-                'param group: expected a mapping with "params", got ' + type(group).__name__
-            )
+            raise ValueError(f'param group: expected a mapping with "params", got the keys {list(group)}')
         options = {name: value for name, value in group.items() if name != "params"}
         if surplus := options.keys() - self._defaults.keys():
             raise ValueError(
-                f"param group: expected options among {', '.join(self._defaults)}, got {', '.join(sorted(surplus))}"
+                f"param group: expected options among {', '.join(self._defaults)}, got {', '.join(map(str, surplus))}"
             )
-        params = group["params"]
-        if not isinstance(params, np.ndarray | Mapping | Sequence):
-            params = list(params)
+        params = _container(group["params"])
         if not isinstance(params, np.ndarray) and len(params) == 0:
             raise ValueError("params: expected at least one array, got none")
         added = ParamGroup(self, len(self.param_groups), params, {**self._defaults, **options})
@@ -285,37 +286,26 @@ class Optimizer:
 
         Raises TypeError or ValueError if it does not fit these parameters; then nothing is changed.
         """
-        try:
-            steps, state, groups = (state_dict[name] for name in ("steps", "state", "param_groups"))
-        except KeyError as error:
-            raise ValueError(
-                f"state_dict: expected steps, state and param_groups, got no {error}"
-            ) from None
-        if not isinstance(steps, Integral) or steps < 0:
-            raise ValueError(f"state_dict: expected steps >= 0, got {steps!r}")
-        if len(groups) != len(self.param_groups):
-            raise ValueError(
-                f"state_dict: expected {len(self.param_groups)} param groups, got {len(groups)}"
-            )
-        changes = []
-        for group, saved in zip(self.param_groups, groups, strict=True):
-            options = {name: value for name, value in saved.items() if name != "params"}
-            if surplus := options.keys() - group._options.keys():
-                raise ValueError(
-                    f"state_dict: {type(self).__name__} has no option {', '.join(sorted(surplus))}"
-                )
-            if callable(group["lr"]):
-                options.pop("lr", None)
-            group._checked(group._options | options)
-            changes.append(options)
-        count = sum(len(_leaves(group["params"])) for group in self.param_groups)
-        if set(state) != set(range(count)):
-            raise ValueError(
-                f"state_dict: expected the state of {count} parameters, got that of {len(state)}"
-            )
-        self._core.restore([state[i] for i in range(count)], int(steps))
-        for group, options in zip(self.param_groups, changes, strict=True):
-            group._replace(options)
+        _check_keys("state_dict", state_dict, ("steps", "state", "param_groups"))
+        state, groups = state_dict["state"], state_dict["param_groups"]
+        if not isinstance(groups, Sequence) or len(groups) != len(self.param_groups):
+            raise ValueError(f"param_groups: expected a sequence of {len(self.param_groups)}, got {groups!r}")
+        checked, first = [], 0
+        for i, (group, saved) in enumerate(zip(self.param_groups, groups, strict=True)):
+            name = f"param_groups[{i}]"
+            _check_keys(name, saved, tuple(group))
+            numbers = list(range(first, first + len(_leaves(group["params"]))))
+            if not isinstance(saved["params"], Sequence) or list(saved["params"]) != numbers:
+                raise ValueError(f"{name}: expected the parameters {numbers}, got {saved['params']!r}")
+            first += len(numbers)
+            kept = {"params", "lr"} if callable(group["lr"]) else {"params"}
+            changed = {option: value for option, value in saved.items() if option not in kept}
+            checked.append(group._checked(group._options | changed))
+        _check_keys("state", state, tuple(range(first)))
+        core_options = [self._core_options(options) for options in checked]
+        self._core.restore([state[i] for i in range(first)], state_dict["steps"], core_options)
+        for group, options in zip(self.param_groups, checked, strict=True):
+            group._options = options
 
     def __getstate__(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,183 @@
+"""Losses with their gradient: each returns the value, the gradient, and the terms that were summed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from steepest.reference.functions import Array, exp, log, log1p, sgn
+from steepest.reference.sums import SUM_BLOCK, add, combine, row_sums, total, value
+
+
+def _scale(reduction: str, weight: float) -> float:
+    """What the sum is multiplied with."""
+    return 1.0 if reduction == "sum" else 1 / weight if weight > 0 else 0.0
+
+
+def _elementwise(
+    terms: Array, derivative: Array, x: Array, reduction: str, sample_weight: Array | None
+) -> tuple[float, Array, Array]:
+    """The loss, its gradient, and the weighted terms that were summed (all in double)."""
+    inner = 1
+    if sample_weight is None:
+        total_weight = float(x.size)
+        scale = _scale(reduction, total_weight)
+        gradient = derivative * scale
+    else:
+        inner = x.size // max(sample_weight.size, 1)
+        total_weight = total(sample_weight) * inner
+        scale = _scale(reduction, total_weight)
+        spread = sample_weight.reshape(sample_weight.shape + (1,) * (x.ndim - sample_weight.ndim))
+        w = np.broadcast_to(spread, x.shape).astype(np.float64)
+        with np.errstate(all="ignore"):
+            terms = np.where(w == 0, 0.0, terms * w)
+            gradient = np.where(w == 0, 0.0, derivative * (w * scale))
+    loss = total(terms)
+    with np.errstate(over="ignore"):
+        return loss * scale if reduction == "mean" else loss, gradient.astype(x.dtype), terms
+
+
+def mse(
+    prediction: Array, target: Array, *, reduction: str = "mean", sample_weight: Array | None = None
+) -> tuple[float, Array, Array]:
+    """Mean (or sum) of w (prediction - target)^2, its gradient, and the terms."""
+    with np.errstate(all="ignore"):
+        d = prediction.astype(np.float64) - target.astype(np.float64)
+        return _elementwise(d * d, 2 * d, prediction, reduction, sample_weight)
+
+
+def mae(
+    prediction: Array, target: Array, *, reduction: str = "mean", sample_weight: Array | None = None
+) -> tuple[float, Array, Array]:
+    """Mean (or sum) of w |prediction - target|, its gradient w sgn(prediction - target), and the terms."""
+    with np.errstate(all="ignore"):
+        d = prediction.astype(np.float64) - target.astype(np.float64)
+        return _elementwise(np.abs(d), sgn(d), prediction, reduction, sample_weight)
+
+
+def huber(
+    prediction: Array,
+    target: Array,
+    *,
+    delta: float = 1.0,
+    reduction: str = "mean",
+    sample_weight: Array | None = None,
+) -> tuple[float, Array, Array]:
+    """Mean (or sum) of w d^2 / 2 where |d| <= delta, else w delta (|d| - delta / 2); gradient and terms."""
+    with np.errstate(all="ignore"):
+        d = prediction.astype(np.float64) - target.astype(np.float64)
+        a = np.abs(d)
+        terms = np.where(a <= delta, 0.5 * d * d, delta * (a - 0.5 * delta))
+        derivative = np.where(d < -delta, -delta, np.where(d > delta, delta, d))
+        return _elementwise(terms, derivative, prediction, reduction, sample_weight)
+
+
+def binary_cross_entropy(
+    logits: Array, target: Array, *, reduction: str = "mean", sample_weight: Array | None = None
+) -> tuple[float, Array, Array]:
+    """Mean (or sum) of -y log(sigmoid(x)) - (1 - y) log(sigmoid(-x)), its gradient, and the terms.
+
+    As |x| wrong + log(1 + e), e = exp(-|x|), `wrong` being the share of the target on the side that
+    the sign of x denies; the derivative is +-(wrong - e right) / (1 + e). Nothing cancels.
+    """
+    x, y = logits, target
+    one, zero = x.dtype.type(1), x.dtype.type(0)
+    with np.errstate(all="ignore"):
+        e = exp(-np.abs(x))
+        wrong, right = np.where(x >= 0, one - y, y), np.where(x >= 0, y, one - y)
+        slope = (wrong - e * right) / (one + e)
+        terms = np.where(wrong == 0, zero, np.abs(x) * wrong) + log1p(e)
+        derivative = np.where(x >= 0, slope, -slope)
+        return _elementwise(terms.astype(np.float64), derivative.astype(np.float64), x, reduction, sample_weight)
+
+
+def softmax_cross_entropy(
+    logits: Array,
+    labels: Array,
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: int | None = None,
+    reduction: str = "mean",
+    sample_weight: Array | None = None,
+    divergence: bool = False,
+) -> tuple[float, Array, Array]:
+    """Mean (or sum) over rows of -sum t log(softmax(x)), its gradient, and the rows' terms.
+
+    With e = exp(x - max), S = sum e, Q = sum t: loss = Q log(S) + sum t (max - x) and gradient
+    (e Q - t S) / S. Elements of e equal to 1 are counted apart from the rest of S, so that a confident
+    right answer keeps its digits. Classes at -infinity take no part in the smoothing.
+    `divergence` adds sum t log(t) for probabilities t.
+    """
+    shape, dtype = logits.shape, logits.dtype
+    T, n = dtype.type, logits.shape[-1]
+    x = logits.reshape(-1, n)
+    rows = np.arange(len(x))
+    weight = np.ones(len(x)) if sample_weight is None else sample_weight.ravel().astype(np.float64)
+    is_label = labels.dtype.kind in "iu"
+    y = labels.ravel().astype(np.int64) if is_label else np.zeros(len(x), np.int64)
+    if ignore_index is not None:
+        weight = np.where(y == ignore_index, 0, weight)
+        y = np.where(y == ignore_index, 0, y)
+    weight_sum = 0.0
+    for w in weight.tolist():
+        weight_sum += w
+    scale = _scale(reduction, weight_sum) * weight
+    keep, zero = 1 - label_smoothing, T(0)
+
+    def sums(terms: Array) -> Array:
+        return np.asarray(value(*row_sums(terms)))
+
+    with np.errstate(all="ignore"):
+        top = np.max(np.where(np.isnan(x), T(-np.inf), x), axis=1)
+        d = x - top[:, None]
+        masked = d == -np.inf
+        e = np.where(masked, zero, exp(d))
+        count = np.count_nonzero(e == 1, axis=1)
+        rest = sums(np.where(e == 1, zero, e)) + (count - 1.0)
+        whole = rest + 1
+        uniform = np.zeros(len(x))
+        to_all = np.zeros(len(x))
+        if label_smoothing:
+            uniform = label_smoothing / np.count_nonzero(~masked, axis=1)
+            to_all = sums(np.where(masked, zero, -d))
+        mass = np.ones(len(x))
+        if is_label:
+            to_label = top.astype(np.float64) - x[rows, y].astype(np.float64)
+            even = (uniform * scale).astype(dtype)[:, None]
+            gradient = e * (scale / whole).astype(dtype)[:, None] - np.where(masked, zero, even)
+            smoothed = label_smoothing - np.where(masked[rows, y], 0, uniform)
+            missing = (rest + (1 - e[rows, y].astype(np.float64))) / whole
+            gradient[rows, y] = ((smoothed - missing) * scale).astype(dtype)
+        else:
+            q = labels.reshape(-1, n)
+            mass = keep * sums(q) + label_smoothing
+            q_double = q.astype(np.float64)
+            distance = (log(q_double) if divergence else 0.0) - d.astype(np.float64)
+            to_label = sums(np.where(q == 0, 0.0, q_double * distance))
+            t = T(keep) * q + np.where(masked, zero, uniform.astype(dtype)[:, None])
+            mass_t, rest_t, whole_t = (a.astype(dtype)[:, None] for a in (mass, rest, whole))
+            numerator = np.where(e == 1, (mass_t - t) - t * rest_t, e * mass_t - t * whole_t)
+            gradient = numerator * (scale / whole).astype(dtype)[:, None]
+        losses = mass * log1p(rest) + (keep * to_label + uniform * to_all)
+        terms = np.where(weight == 0, 0.0, weight * losses)
+    gradient[weight == 0] = 0
+    per_block = max(1, SUM_BLOCK // n)
+    blocks = []
+    for first in range(0, len(terms), per_block):
+        hi, lo = np.float64(0), np.float64(0)
+        for term, w in zip(terms[first : first + per_block], weight[first : first + per_block], strict=True):
+            if w != 0:
+                hi, lo = (np.float64(a) for a in add(hi, lo, term))
+        blocks.append((hi, lo))
+    loss = combine(blocks)
+    return (
+        loss * _scale("mean", weight_sum) if reduction == "mean" else loss,
+        gradient.reshape(shape),
+        terms,
+    )
+
+
+def kl_divergence(
+    logits: Array, target: Array, *, reduction: str = "mean", sample_weight: Array | None = None
+) -> tuple[float, Array, Array]:
+    """Mean (or sum) over rows of sum t (log(t) - log(softmax(x))), its gradient, and the rows' terms."""
+    return softmax_cross_entropy(logits, target, reduction=reduction, sample_weight=sample_weight, divergence=True)

@@ -1,0 +1,91 @@
+"""Sums in one order of additions, in double, for every ISA and any number of threads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from steepest.reference.functions import Array
+
+SUM_BLOCK = 2048  # a sum is made over blocks of so many elements
+LANES = 8  # within a block in so many lanes,
+SHORT = 32  # unless the block is shorter than this
+
+
+def add(hi: Any, lo: Any, x: Any) -> tuple[Any, Any]:
+    """What rounding loses of a float64 goes to lo (Knuth's two-sum)."""
+    if x.dtype == np.float32:
+        return hi + x, lo
+    s = hi + x
+    t = s - hi
+    return s, lo + ((hi - (s - t)) + (x - t))
+
+
+def row_sums(terms: Array) -> tuple[Array, Array]:
+    """(rows, n) -> hi and lo of each row's sum, in eight lanes if n >= 32."""
+    rows, n = terms.shape
+    lanes = LANES if n >= SHORT else 1
+    hi, lo = np.zeros((rows, lanes)), np.zeros((rows, lanes))
+    with np.errstate(all="ignore"):
+        for i in range(0, n, lanes):
+            part = terms[:, i : i + lanes]
+            w = part.shape[1]
+            hi[:, :w], lo[:, :w] = add(hi[:, :w], lo[:, :w], part)
+        while lanes > 1:
+            lanes //= 2
+            a, b = add(hi[:, :lanes], lo[:, :lanes], hi[:, lanes:])
+            hi, lo = a, b + lo[:, lanes:]
+    return hi[:, 0], lo[:, 0]
+
+
+def value(hi: Any, lo: Any) -> Any:
+    with np.errstate(all="ignore"):
+        x = hi + lo
+        return np.where(np.isfinite(x), x, hi)
+
+
+def combine(parts: Sequence[tuple[Any, Any]]) -> float:
+    """The sum of (hi, lo) pairs, one after the other."""
+    hi, lo = np.float64(0), np.float64(0)
+    with np.errstate(all="ignore"):
+        for h, low in parts:
+            s = hi + h
+            t = s - hi
+            hi, lo = s, lo + (((hi - (s - t)) + (h - t)) + low)
+    return float(value(hi, lo))
+
+
+def _block_sums(terms: Array) -> list[tuple[Any, Any]]:
+    whole = terms.size // SUM_BLOCK * SUM_BLOCK
+    parts: list[tuple[Any, Any]] = []
+    for rows in (terms[:whole].reshape(-1, SUM_BLOCK), terms[whole:].reshape(1, -1)):
+        if rows.size:
+            parts += zip(*row_sums(rows), strict=True)
+    return parts
+
+
+def total(terms: Array) -> float:
+    """The sum of all elements."""
+    return combine(_block_sums(terms.ravel()))
+
+
+def global_norm(arrays: Sequence[Array]) -> float:
+    """sqrt(sum of squares) over all arrays; rescaled where squares leave the range of double."""
+
+    def squares(scale: float) -> float:
+        parts: list[tuple[Any, Any]] = []
+        with np.errstate(all="ignore"):
+            for x in arrays:
+                y = x.ravel(order="K").astype(np.float64) * scale
+                parts += _block_sums(y * y)
+        return combine(parts)
+
+    sum_, scale = squares(1.0), 1.0
+    has_double = any(x.dtype == np.float64 for x in arrays)
+    if has_double and (not math.isfinite(sum_) or sum_ < 2.0**-900):
+        scale = 2.0**600 if math.isfinite(sum_) else 2.0**-600
+        sum_ = squares(scale)
+    return math.sqrt(sum_) / scale
