@@ -1,0 +1,343 @@
+"""What hooks into training: early stopping, checkpoints, logs, progress.
+
+Hook names and arguments are Keras'; epochs and batches count from 0.
+
+>>> from steepest.callbacks import Callback
+>>> class PrintLoss(Callback):
+...     def on_epoch_end(self, epoch, logs):
+...         print(epoch, logs["loss"])
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Literal, TextIO
+
+import numpy as np
+
+from steepest._history import History
+
+if TYPE_CHECKING:
+    from steepest.nn.layer import Array
+    from steepest.train import Trainer
+
+__all__ = [
+    "CSVLogger",
+    "Callback",
+    "EarlyStopping",
+    "History",
+    "ModelCheckpoint",
+    "ProgressBar",
+    "ReduceLROnPlateau",
+]
+
+Logs = dict[str, float]
+Mode = Literal["auto", "min", "max"]
+RISING = ("accuracy", "precision", "recall", "f1", "average_precision", "r2", "score", "auc")
+
+
+class Callback:
+    """Hooks that do nothing; a subclass overrides those that it needs.
+
+    `self.trainer` is the `Trainer` (with `.model`, `.optimizer`, `.history` and `.stop_training`,
+    which ends training when set), `self.params` has "epochs" and "steps": batches per epoch, None
+    if unknown. `logs` of an epoch: loss, metrics, lr, and what validation gave, as "val_...".
+    """
+
+    trainer: Trainer
+    params: dict[str, Any]
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Before the first epoch."""
+
+    def on_train_end(self, logs: Logs) -> None:
+        """After the last epoch, also when an error or Ctrl-C ended it."""
+
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
+        """Before an epoch."""
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """After an epoch and its validation."""
+
+    def on_train_batch_begin(self, batch: int, logs: Logs) -> None:
+        """Before a batch."""
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """After a batch; `logs` has its loss."""
+
+
+class Hooks:
+    """The hooks that a list of callbacks overrides, ready to be called by name."""
+
+    NAMES = tuple(name for name in vars(Callback) if name.startswith("on_"))
+
+    def __init__(self, callbacks: Iterable[Callback], trainer: Trainer, **params: Any) -> None:
+        callbacks = list(callbacks)
+        for callback in callbacks:
+            if not isinstance(callback, Callback):
+                raise TypeError(f"callbacks: expected instances of Callback, got {callback!r}")
+            callback.trainer, callback.params = trainer, params
+        self.by_name: dict[str, list[Callable[..., None]]] = {
+            name: [getattr(c, name) for c in callbacks if _overrides(c, name)] for name in self.NAMES
+        }
+
+    def call(self, name: str, *args: Any) -> None:
+        """Calls every callback's hook of that name."""
+        for hook in self.by_name[name]:
+            hook(*args)
+
+
+def _overrides(callback: Callback, name: str) -> bool:
+    return getattr(type(callback), name) is not getattr(Callback, name)
+
+
+class _Monitor(Callback):
+    """Watches one quantity for improvements of more than `min_delta`."""
+
+    def __init__(self, monitor: str, mode: Mode, min_delta: float) -> None:
+        if mode not in ("auto", "min", "max"):
+            raise ValueError(f"mode: expected 'auto', 'min' or 'max', got {mode!r}")
+        if not min_delta >= 0:
+            raise ValueError(f"min_delta: expected a number >= 0, got {min_delta!r}")
+        self.monitor, self.mode, self.min_delta = monitor, mode, min_delta
+        rising = monitor.endswith(RISING) if mode == "auto" else mode == "max"
+        self._sign = -1.0 if rising else 1.0
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the best value."""
+        self.best = self._sign * math.inf
+
+    def improved(self, logs: Logs) -> bool:
+        """Whether `logs` has the best value yet, which is then remembered."""
+        if self.monitor not in logs:
+            raise ValueError(
+                f"monitor: no {self.monitor!r} in the logs, which have {', '.join(logs)}"
+                + ("; fit with validation data" if self.monitor.startswith("val_") else "")
+            )
+        value = logs[self.monitor]
+        if not self._sign * (self.best - value) > self.min_delta:
+            return False
+        self.best = value
+        return True
+
+
+class EarlyStopping(_Monitor):
+    """Ends training when a quantity has not improved for `patience` epochs.
+
+    An improvement is one of more than `min_delta`. `mode` "auto" is "max" for accuracies and other
+    scores, else "min". At the end the parameters of the best epoch are restored, however training
+    ended, unless `restore_best` is False. `best`, `best_epoch` and `stopped_epoch` (None if it went
+    to the end) tell what happened. ValueError where `monitor` is not recorded.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        patience: int = 5,
+        min_delta: float = 0.0,
+        mode: Mode = "auto",
+        restore_best: bool = True,
+    ) -> None:
+        if patience < 1:
+            raise ValueError(f"patience: expected at least 1 epoch, got {patience!r}")
+        self.patience, self.restore_best = patience, restore_best
+        super().__init__(monitor, mode, min_delta)
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        super().reset()
+        self.best_epoch: int | None = None
+        self.stopped_epoch: int | None = None
+        self._waited = 0
+        self._best_params: Array | None = None
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Starts anew."""
+        self.reset()
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Compares the epoch with the best."""
+        self._waited += 1
+        if self.improved(logs):
+            self.best_epoch, self._waited = epoch, 0
+            if self.restore_best:
+                self._best_params = self.trainer.model.params.copy()
+        elif self._waited >= self.patience:
+            self.stopped_epoch = epoch
+            self.trainer.stop_training = True
+
+    def on_train_end(self, logs: Logs) -> None:
+        """Restores the best parameters."""
+        if self._best_params is not None:
+            np.copyto(self.trainer.model.params, self._best_params)
+            self._best_params = None
+
+
+class ReduceLROnPlateau(_Monitor):
+    """Multiplies the learning rate by `factor` when a quantity has not improved for a while.
+
+    That is after `patience` epochs without an improvement of more than `min_delta`, and then again
+    after as many more, not counting the `cooldown` epochs that follow a reduction. Never below
+    `min_lr`. Keras' rule. TypeError if the optimizer's rate is a schedule; ValueError where
+    `monitor` is not recorded.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        *,
+        factor: float = 0.1,
+        patience: int = 10,
+        min_delta: float = 1e-4,
+        mode: Mode = "auto",
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+    ) -> None:
+        if not 0 < factor < 1:
+            raise ValueError(f"factor: expected 0 < factor < 1, got {factor!r}")
+        if patience < 1 or cooldown < 0 or not min_lr >= 0:
+            raise ValueError(
+                f"expected patience >= 1, cooldown >= 0 and min_lr >= 0, got {patience!r}, {cooldown!r} and {min_lr!r}"
+            )
+        self.factor, self.patience, self.cooldown, self.min_lr = factor, patience, cooldown, min_lr
+        super().__init__(monitor, mode, min_delta)
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        super().reset()
+        self._waited = self._cooling = 0
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Starts anew."""
+        for group in self.trainer.optimizer.param_groups:
+            if callable(group["lr"]):
+                raise TypeError(
+                    f"ReduceLROnPlateau: the optimizer's lr is a schedule, {group['lr']!r}, which "
+                    "would undo every reduction at the next step; give it a number as lr"
+                )
+        self.reset()
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Compares the epoch with the best."""
+        cooling = self._cooling > 0
+        self._cooling -= cooling
+        if self.improved(logs) or cooling:
+            self._waited = 0
+            return
+        self._waited += 1
+        if self._waited >= self.patience:
+            self._waited, self._cooling = 0, self.cooldown
+            for group in self.trainer.optimizer.param_groups:
+                group["lr"] = max(group["lr"] * self.factor, min(self.min_lr, group["lr"]))
+
+
+class ModelCheckpoint(_Monitor):
+    """Saves model, optimizer and history after every `every` epochs with `steepest.save`.
+
+    `path` may name quantities: "{epoch:03d}-{val_loss:.4f}.safetensors", epochs counted from 1.
+    `save_best_only`: only when `monitor` has improved.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        monitor: str = "val_loss",
+        save_best_only: bool = False,
+        mode: Mode = "auto",
+        every: int = 1,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every: expected at least 1 epoch, got {every!r}")
+        self.path, self.save_best_only, self.every = os.fspath(path), save_best_only, every
+        super().__init__(monitor, mode, 0.0)
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Saves, if it is time to."""
+        if (epoch + 1) % self.every or (self.save_best_only and not self.improved(logs)):
+            return
+        import steepest
+
+        trainer = self.trainer
+        path = self.path.format(**{**logs, "epoch": epoch + 1})
+        steepest.save(  # type: ignore[attr-defined]
+            path, trainer.model, optimizer=trainer.optimizer, history=trainer.history
+        )
+
+
+class CSVLogger(Callback):
+    """Writes a row per epoch (counted from 1) to a CSV file; `append` continues an existing one."""
+
+    def __init__(self, path: str | os.PathLike[str], *, append: bool = False) -> None:
+        self.path, self.append = path, append
+        self._names: list[str] | None = None
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Empties the file, or reads which columns it has."""
+        self._names = None
+        if self.append and os.path.exists(self.path):
+            with open(self.path, newline="") as file:
+                self._names = next(csv.reader(file), None)
+        else:
+            open(self.path, "w").close()
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Adds the row; the file is complete after every epoch."""
+        row = {"epoch": epoch + 1, **logs}
+        with open(self.path, "a", newline="") as file:
+            writer = csv.DictWriter(file, self._names or list(row), extrasaction="ignore")
+            if self._names is None:
+                self._names = list(row)
+                writer.writeheader()
+            writer.writerow(row)
+
+
+class ProgressBar(Callback):
+    """Shows progress: a tqdm bar per epoch on a terminal, elsewhere one plain line per epoch.
+
+    `file`: where to; None is the standard error for bars and the standard output for lines.
+    """
+
+    def __init__(self, *, file: TextIO | None = None) -> None:
+        self.file = file
+        self._bar: Any = None
+
+    def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
+        """Opens the bar on a terminal."""
+        if (self.file or sys.stderr).isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self.params["steps"], desc=self._title(epoch), file=self.file)
+
+    def on_train_batch_end(self, batch: int, logs: Logs) -> None:
+        """Moves the bar."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_epoch_end(self, epoch: int, logs: Logs) -> None:
+        """Shows the epoch's figures."""
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in logs.items())
+        if self._bar is None:
+            print(f"{self._title(epoch)}  {figures}", file=self.file, flush=True)
+            return
+        self._bar.set_postfix_str(figures)
+        self._close()
+
+    def on_train_end(self, logs: Logs) -> None:
+        """Closes a bar that an error or Ctrl-C left open."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _title(self, epoch: int) -> str:
+        epochs = self.params["epochs"]
+        return f"epoch {epoch + 1:{len(str(epochs))}}/{epochs}"

@@ -1,0 +1,371 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from steepest._batches import (
+    Arrays,
+    Stream,
+    class_factors,
+    class_numbers,
+    source,
+    split_rows,
+    with_validation,
+)
+from steepest._history import History
+from steepest._lr_finder import LRFinder
+from steepest._scoring import Metric, Scorer, link_of, named, on_probabilities
+from steepest.callbacks import Callback, Hooks, ProgressBar
+from steepest.nn.layer import Array, Buffers, well_formed
+from steepest.nn.sequential import Sequential
+from steepest.optim import Optimizer
+
+__all__ = ["Trainer", "on_probabilities", "split_rows"]
+
+Loss = Callable[..., tuple[float, Array]]
+# Parameters x rows of a batch from which on BLAS threads pay: below it they gain little on idle
+# cores, and on busy ones the product waits for a spinning thread, up to 30 times as long.
+PARALLEL_WORK = 1 << 25
+
+
+@functools.cache
+def _blas() -> tuple[ThreadpoolController, int | None]:
+    """The loaded BLAS libraries, and how many threads they had when this was first asked."""
+    controller = ThreadpoolController()
+    found = [lib["num_threads"] for lib in controller.info() if lib["user_api"] == "blas"]
+    return controller, max(found, default=None)
+
+
+class Trainer:
+    """Trains, evaluates and applies a model.
+
+    - `loss`: `(outputs, targets, *, sample_weight=None, out=None) -> (float, gradient)`, a mean
+      over the batch: one of `steepest.losses`, a `functools.partial` of one, or one's own. `out` is
+      an array for the gradient.
+    - `optimizer`: made of `model.param_groups(...)` or of `model.params`.
+    - `metrics`: functions `f(y_true, y_pred)`, or a mapping of names to them; scikit-learn's fit.
+      `y_pred` are decisions: class numbers where the loss is the softmax cross-entropy or targets
+      are integers, 0 and 1 for binary cross-entropy, otherwise the outputs. A metric with the
+      attribute `takes` "probabilities" (or a second argument called `y_proba` or `y_score`) or
+      "outputs" gets those. Those of training are taken over the outputs before each update.
+    - `nonfinite` ("raise"): a loss that is NaN or infinite is a FloatingPointError, or with "skip"
+      its batch changes nothing.
+    - `blas_threads` (None): threads of NumPy's matrix products in here. Results depend on it, so it
+      is fixed: None is one where parameters x rows of a batch are under 2^25, and above it what
+      BLAS was set to when the process first trained.
+
+    Targets of real numbers are converted to the model's dtype batch by batch, and so are integers
+    of the outputs' shape (one-hot classes); (batch,) stands for (batch, 1). The same seeds give the
+    same bits, whatever `steepest.set_num_threads` says.
+
+    >>> import numpy as np
+    >>> import steepest as sp
+    >>> from steepest import nn
+    >>> x = np.random.default_rng(0).normal(size=(500, 2))
+    >>> y = (x[:, 0] * x[:, 1] > 0).astype(int)
+    >>> model = nn.Sequential([nn.Dense(16), nn.ReLU(), nn.Dense(2)], input_shape=2)
+    >>> optimizer = sp.Adam(model.param_groups(), lr=0.01)
+    >>> trainer = Trainer(model, sp.losses.softmax_cross_entropy, optimizer)
+    >>> history = trainer.fit(x, y, epochs=30, validation_split=0.2, verbose=False)
+    >>> history.history["val_loss"][-1] < 0.2
+    True
+    """
+
+    def __init__(
+        self,
+        model: Sequential,
+        loss: Loss,
+        optimizer: Optimizer,
+        metrics: Mapping[str, Metric] | Iterable[Metric] = (),
+        *,
+        nonfinite: Literal["raise", "skip"] = "raise",
+        blas_threads: int | None = None,
+    ) -> None:
+        if not callable(loss):
+            raise TypeError(f"loss: expected a function, got {loss!r}")
+        if nonfinite not in ("raise", "skip"):
+            raise ValueError(f"nonfinite: expected 'raise' or 'skip', got {nonfinite!r}")
+        if blas_threads is not None and blas_threads < 1:
+            raise ValueError(f"blas_threads: expected None or at least 1, got {blas_threads!r}")
+        self.model, self.loss, self.optimizer = model, loss, optimizer
+        self.metrics = named(metrics)
+        self.nonfinite = nonfinite
+        self.blas_threads = blas_threads
+        self.history = History()
+        self.stop_training = False
+        self._gradients = _gradients(model, optimizer)
+        self._class_weight: Array | None = None
+        self._buffer = Buffers(model.dtype)
+
+    def fit(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        batch_size: int | None = 32,
+        epochs: int = 1,
+        validation_split: float = 0.0,
+        validation_data: Any = None,
+        sample_weight: Any = None,
+        class_weight: Mapping[int, float] | Sequence[float] | Literal["balanced"] | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        callbacks: Iterable[Callback] = (),
+        verbose: bool = True,
+        initial_epoch: int = 0,
+        accumulate: int = 1,
+    ) -> History:
+        """Trains for the epochs `initial_epoch` to `epochs` - 1 and returns their `History`.
+
+        - `x`, `y`: arrays or memory maps of one example per row, or, without `y`, any iterable of
+          batches (x, y) or (x, y, sample weights), gone through once per epoch.
+        - `batch_size` (32): rows per step; 1 is stochastic, None plain gradient descent on all.
+        - `validation_split` (0): the fraction of rows to hold out, drawn with the seed and, for
+          classes, stratified; see `split_rows`. `validation_data`: (x, y), (x, y, sample weights)
+          or an iterable of batches.
+        - `sample_weight`: a weight per row; losses are then weighted means. `class_weight`: a
+          factor per class, for integer labels (those not in a mapping have 1), or "balanced":
+          rows / (classes x rows of the class).
+        - `shuffle` (True), `seed` (0): each epoch's order is drawn from the seed and the epoch's
+          number, so training resumed at `initial_epoch` goes on as if never interrupted.
+        - `callbacks`: see `steepest.callbacks`. `verbose` (True) adds a `ProgressBar`.
+        - `accumulate` (1): batches per optimizer step, which gets the mean of their gradients
+          weighted by their rows; an epoch's last step may have fewer.
+
+        With `initial_epoch` the history continues `self.history`. Ctrl-C ends training and returns
+        the history so far. FloatingPointError names the epoch and batch, both counted from 1, of a
+        loss that is not finite. ValueError for arguments out of range or sizes that don't fit,
+        TypeError for what is neither arrays nor batches.
+        """
+        if not 0 <= initial_epoch <= epochs or accumulate < 1:
+            raise ValueError(
+                "expected 0 <= initial_epoch <= epochs and accumulate >= 1, "
+                f"got {initial_epoch!r}, {epochs!r} and {accumulate!r}"
+            )
+        data = source(x, y, sample_weight, batch_size)
+        data, validation = with_validation(data, validation_split, validation_data, seed)
+        classes = max(2, math.prod(self.model.output_shape))
+        self._class_weight = class_factors(class_weight, data, classes)
+        self.history = self.history.before(initial_epoch)
+        self.stop_training = False
+        steps = len(data) if isinstance(data, Arrays) else None
+        bar = [ProgressBar()] if verbose else []
+        hooks = Hooks([*callbacks, *bar], self, epochs=epochs, steps=steps)
+        with self._fixed_blas(data):
+            hooks.call("on_train_begin", {})
+            try:
+                for epoch in range(initial_epoch, epochs):
+                    rng = np.random.default_rng([seed, epoch]) if shuffle else None
+                    self._epoch(epoch, data, validation, rng, hooks, accumulate)
+                    if self.stop_training:
+                        break
+            except KeyboardInterrupt:
+                self.history.interrupted = True
+            finally:
+                self._class_weight = None
+                hooks.call("on_train_end", {})
+        return self.history
+
+    def evaluate(
+        self, x: Any, y: Any = None, *, batch_size: int | None = 1024, sample_weight: Any = None
+    ) -> dict[str, float]:
+        """The loss and every metric (not weighted) on `x`, `y` as in `fit`, by name."""
+        data = source(x, y, sample_weight, batch_size)
+        with self._fixed_blas(data):
+            return self._evaluate(data)
+
+    def predict(self, x: Any, *, batch_size: int | None = 1024) -> Array:
+        """The model's outputs, (rows, *output_shape), for rows `x`: logits, if so trained."""
+        data = Arrays(np.asarray(x), None, None, batch_size)
+        outputs = np.empty((data.size, *self.model.output_shape), self.model.dtype)
+        done = 0
+        with self._fixed_blas(data):
+            for rows, _, _ in data.batches():
+                outputs[done : done + len(rows)] = self.model.forward(rows)
+                done += len(rows)
+        return outputs
+
+    def find_lr(
+        self,
+        x: Any,
+        y: Any = None,
+        *,
+        batch_size: int | None = 32,
+        start: float = 1e-7,
+        end: float = 10.0,
+        steps: int = 100,
+        seed: int = 0,
+    ) -> LRFinder:
+        """A range test of the learning rate: `steps` batches at rates that grow from start to end.
+
+        Returns the `LRFinder` with its `suggestion` and `plot()`. Everything is put back.
+        """
+        finder, history = LRFinder(start, end, steps), self.history
+        quiet = functools.partial(self.fit, callbacks=[finder], verbose=False)
+        try:
+            quiet(x, y, batch_size=batch_size, epochs=steps, seed=seed)
+        except FloatingPointError:
+            pass  # the rate was too high, which is what the test is to find out
+        finally:
+            self.history = history
+        return finder
+
+    def _fixed_blas(self, data: Arrays | Stream) -> AbstractContextManager[Any]:
+        controller, all_threads = _blas()
+        small = self.model.params.size * data.batch_size < PARALLEL_WORK
+        threads = self.blas_threads or (1 if small else all_threads)
+        return controller.limit(limits=threads, user_api="blas")  # type: ignore[no-any-return]
+
+    def _epoch(
+        self,
+        epoch: int,
+        data: Arrays | Stream,
+        validation: Arrays | Stream | None,
+        rng: np.random.Generator | None,
+        hooks: Hooks,
+        accumulate: int,
+    ) -> None:
+        hooks.call("on_epoch_begin", epoch, {})
+        logs = {"lr": self.optimizer.lr}
+        logs = self._train(epoch, data, rng, hooks, accumulate) | logs
+        if validation is not None:
+            scores = self._evaluate(validation)
+            logs |= {f"val_{name}": value for name, value in scores.items()}
+        self.history.append(epoch, logs)
+        hooks.call("on_epoch_end", epoch, logs)
+
+    def _train(
+        self,
+        epoch: int,
+        data: Arrays | Stream,
+        rng: np.random.Generator | None,
+        hooks: Hooks,
+        accumulate: int,
+    ) -> dict[str, float]:
+        before, after = hooks.by_name["on_train_batch_begin"], hooks.by_name["on_train_batch_end"]
+        step, gradients = self.optimizer.step, self._gradients
+        pending = _Accumulator(self.model.grads) if accumulate > 1 else None
+        scorer = Scorer(self.metrics, link_of(self.loss))
+        total = rows = 0.0
+        for batch, (x, y, weight) in enumerate(data.batches(rng)):
+            for hook in before:
+                hook(batch, {})
+            loss, size = self._loss(x, y, weight, scorer, train=True)
+            if math.isfinite(loss):
+                total += loss * size
+                rows += size
+                if pending is None:
+                    step(gradients)
+                elif pending.add(size) == accumulate:
+                    step(gradients, pending.release())
+            elif self.nonfinite == "raise":
+                raise FloatingPointError(
+                    f"the loss is {loss} in epoch {epoch + 1}, batch {batch + 1}; lower the "
+                    "learning rate, clip with max_norm, or pass nonfinite='skip'"
+                )
+            for hook in after:
+                hook(batch, {"loss": loss})
+            if self.stop_training:
+                break
+        if pending is not None and pending.count:
+            step(gradients, pending.release())
+        return {"loss": total / rows if rows else math.nan, **scorer.result()}
+
+    def _loss(
+        self, x: Array, y: Array | None, weight: Array | None, scorer: Scorer, train: bool
+    ) -> tuple[float, float]:
+        """The batch's loss and its weight in a mean; fills the gradients if training."""
+        if y is None:
+            raise ValueError("y: expected targets, got None")
+        outputs = self.model.forward(x, train)
+        targets = self._targets(y)
+        scorer.add(outputs, targets)
+        if weight is not None or (self._class_weight is not None and train):
+            weight = self._weights(y, weight, train)
+        out = self._buffer("gradient", outputs.shape)
+        loss, gradient = self.loss(outputs, targets, sample_weight=weight, out=out)
+        if train and math.isfinite(loss):
+            self.model.backward(gradient)
+        return loss, len(x) if weight is None else float(weight.sum(dtype=np.float64))
+
+    def _targets(self, y: Array) -> Array:
+        """Class numbers as they are; anything else in the model's dtype."""
+        shape = self.model.output_shape
+        if y.ndim == 1 and shape == (1,):
+            y = y[:, None]
+        elif y.ndim == len(shape) and y.dtype.kind in "iu":
+            return y if well_formed(y, y.dtype) else y.astype(y.dtype.newbyteorder("="))
+        if well_formed(y, self.model.dtype):
+            return y
+        if y.dtype.kind not in "biuf":
+            raise TypeError(f"y: expected numbers, got {y.dtype}; encode classes as 0, 1, ...")
+        targets = self._buffer("targets", y.shape)
+        np.copyto(targets, y, casting="same_kind")
+        return targets
+
+    def _weights(self, y: Array, weight: Array | None, train: bool) -> Array:
+        weights = self._buffer("weights", (len(y),))
+        weights[...] = 1 if weight is None else weight
+        if self._class_weight is not None and train:
+            labels = class_numbers(y, len(self._class_weight))
+            np.multiply(weights, self._class_weight[labels], out=weights)
+        return weights
+
+    def _evaluate(self, data: Arrays | Stream) -> dict[str, float]:
+        scorer = Scorer(self.metrics, link_of(self.loss))
+        total = rows = 0.0
+        for x, y, weight in data.batches():
+            loss, size = self._loss(x, y, weight, scorer, train=False)
+            total += loss * size
+            rows += size
+        return {"loss": total / rows if rows else math.nan, **scorer.result()}
+
+
+class _Accumulator:
+    """Sums the gradients of several batches, each weighted by its rows."""
+
+    def __init__(self, grads: Array) -> None:
+        self._grads, self._sum = grads, np.zeros_like(grads)
+        self._weight, self.count = 0.0, 0
+
+    def add(self, weight: float) -> int:
+        """Adds what is in the gradients now; returns how many batches that makes."""
+        np.multiply(self._grads, weight, out=self._grads)
+        np.add(self._sum, self._grads, out=self._sum)
+        self._weight += weight
+        self.count += 1
+        return self.count
+
+    def release(self) -> float:
+        """Puts the sum into the gradients and returns the scale that makes it a mean."""
+        np.copyto(self._grads, self._sum)
+        self._sum.fill(0)
+        scale = 1 / self._weight if self._weight else 1.0
+        self._weight, self.count = 0.0, 0
+        return scale
+
+
+def _gradients(model: Sequential, optimizer: Optimizer) -> Any:
+    """The model's gradients in the structure that the optimizer's parameters have."""
+    groups = [_counterpart(model, group["params"]) for group in optimizer.param_groups]
+    return groups if optimizer._core.grouped else groups[0]
+
+
+def _counterpart(model: Sequential, params: Any) -> Any:
+    """The views of `model.grads` that lie where these are in `model.params`."""
+    if isinstance(params, Mapping):
+        return {name: _counterpart(model, value) for name, value in params.items()}
+    if isinstance(params, (list, tuple)):
+        return [_counterpart(model, value) for value in params]
+    if not np.may_share_memory(params, model.params):
+        raise ValueError("optimizer: its parameters are not this model's; make it of model.param_groups()")
+    start = (params.ctypes.data - model.params.ctypes.data) // model.params.itemsize
+    return model.grads[start : start + params.size].reshape(params.shape)

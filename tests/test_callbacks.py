@@ -1,0 +1,274 @@
+"""Callbacks: when they are called, and what each of ours does."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+
+import steepest as sp
+from steepest import nn
+from steepest.callbacks import (
+    Callback,
+    CSVLogger,
+    EarlyStopping,
+    History,
+    ModelCheckpoint,
+    ProgressBar,
+    ReduceLROnPlateau,
+)
+from steepest.train import Trainer
+
+X = np.random.default_rng(0).normal(size=(40, 3)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(int)
+
+
+def trainer(lr: Any = 0.01) -> Any:
+    model = nn.Sequential([nn.Dense(2)], 3)
+    return Trainer(model, sp.losses.softmax_cross_entropy, sp.SGD(model.param_groups(), lr=lr))
+
+
+class Scripted(Callback):
+    """Makes an epoch's validation loss what the script says."""
+
+    def __init__(self, *values: Any) -> None:
+        self.values = values
+
+    def on_epoch_end(self, epoch: Any, logs: Any) -> None:
+        logs["val_loss"] = self.values[epoch]
+
+
+def run(*callbacks: Any, t: Any = None, epochs: int = 6, **arguments: Any) -> Any:
+    t = t or trainer()
+    t.fit(X, Y, epochs=epochs, callbacks=callbacks, verbose=False, **arguments)
+    return t
+
+
+def test_hooks_and_their_order() -> None:
+    calls: list[Any] = []
+
+    class Recorder(Callback):
+        def on_train_begin(self, logs: Any) -> None:
+            calls.append(("train begin", self.params))
+
+        def on_epoch_begin(self, epoch: Any, logs: Any) -> None:
+            calls.append(("epoch begin", epoch))
+
+        def on_train_batch_begin(self, batch: Any, logs: Any) -> None:
+            calls.append(("batch begin", batch))
+
+        def on_train_batch_end(self, batch: Any, logs: Any) -> None:
+            calls.append(("batch end", list(logs)))
+
+        def on_epoch_end(self, epoch: Any, logs: Any) -> None:
+            calls.append(("epoch end", list(logs)))
+
+        def on_train_end(self, logs: Any) -> None:
+            calls.append(("train end", self.trainer.history.epoch))
+
+    run(Recorder(), epochs=1, validation_split=0.1)
+    assert calls == [
+        ("train begin", {"epochs": 1, "steps": 2}),
+        ("epoch begin", 0),
+        ("batch begin", 0),
+        ("batch end", ["loss"]),
+        ("batch begin", 1),
+        ("batch end", ["loss"]),
+        ("epoch end", ["loss", "lr", "val_loss"]),
+        ("train end", [0]),
+    ]
+
+
+def test_hooks_have_keras_names_and_one_method_is_enough() -> None:
+    seen = []
+
+    class Mine(Callback):
+        def on_epoch_end(self, epoch: Any, logs: Any) -> None:
+            seen.append((epoch, logs["loss"]))
+
+    t = run(Mine(), epochs=2)
+    assert seen == list(zip([0, 1], t.history.history["loss"], strict=True))
+
+
+def test_early_stopping_restores_the_best() -> None:
+    kept = []
+
+    class Keep(Callback):
+        def on_epoch_end(self, epoch: Any, logs: Any) -> None:
+            kept.append(self.trainer.model.params.copy())
+
+    stopping = EarlyStopping(patience=2)
+    t = run(Scripted(3.0, 2.0, 2.5, 2.0, 1.0, 0.0), Keep(), stopping)
+    assert t.history.epoch == [0, 1, 2, 3]
+    assert (stopping.best, stopping.best_epoch, stopping.stopped_epoch) == (2.0, 1, 3)
+    np.testing.assert_array_equal(t.model.params, kept[1])
+
+    kept.clear()
+    t = run(Scripted(3.0, 2.0, 1.0, 2.0), Keep(), stopping, epochs=4)
+    assert (stopping.best_epoch, stopping.stopped_epoch) == (2, None)
+    np.testing.assert_array_equal(t.model.params, kept[2])
+
+    kept.clear()
+    t = run(Scripted(1.0, 2.0), Keep(), EarlyStopping(restore_best=False), epochs=2)
+    np.testing.assert_array_equal(t.model.params, kept[1])
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "rises"),
+    [
+        ("val_loss", "auto", False),
+        ("val_accuracy", "auto", True),
+        ("f1", "auto", True),
+        ("my_score", "auto", True),
+        ("mse", "auto", False),
+        ("val_loss", "max", True),
+        ("accuracy", "min", False),
+    ],
+)
+def test_direction_of_improvement(monitor: Any, mode: Any, rises: Any) -> None:
+    stopping = EarlyStopping(monitor, mode=mode)
+    assert [stopping.improved({monitor: v}) for v in (1.0, 2.0, 0.5)] == [True, rises, not rises]
+
+
+def test_min_delta_and_nan_are_no_improvement() -> None:
+    stopping = EarlyStopping(min_delta=0.1)
+    values = (1.0, 0.95, float("nan"), 0.85)
+    assert [stopping.improved({"val_loss": v}) for v in values] == [True, False, False, True]
+
+
+def test_reduce_on_plateau() -> None:
+    t = trainer(lr=1.0)
+    plateau = ReduceLROnPlateau(factor=0.5, patience=2, min_lr=0.2)
+    run(Scripted(*[1.0] * 9), plateau, t=t, epochs=9)
+    rates = [1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.2, 0.2]
+    assert t.history.history["lr"] == pytest.approx(rates)
+    assert t.optimizer.lr == pytest.approx(0.2)
+
+
+def test_reduce_on_plateau_cools_down_and_waits_for_improvement() -> None:
+    t = trainer(lr=1.0)
+    run(
+        Scripted(1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5),
+        ReduceLROnPlateau(factor=0.1, patience=1, cooldown=2),
+        t=t,
+        epochs=7,
+    )
+    assert t.history.history["lr"] == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_reduce_on_plateau_refuses_a_schedule() -> None:
+    t = trainer(lr=sp.schedules.constant(0.1))
+    with pytest.raises(TypeError, match=r"lr is a schedule.*give it a number"):
+        run(ReduceLROnPlateau(), t=t)
+    assert t.history.epoch == []
+
+
+def test_an_unrecorded_quantity() -> None:
+    with pytest.raises(ValueError, match=r"no 'val_loss' in the logs.*fit with validation data"):
+        run(EarlyStopping())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: EarlyStopping(patience=0),
+        lambda: EarlyStopping(mode="up"),  # type: ignore[arg-type]
+        lambda: EarlyStopping(min_delta=-1),
+        lambda: ReduceLROnPlateau(factor=1),
+        lambda: ReduceLROnPlateau(patience=0),
+        lambda: ReduceLROnPlateau(min_lr=-1),
+        lambda: ModelCheckpoint("x", every=0),
+    ],
+)
+def test_refused_arguments(make: Any) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        make()
+
+
+def test_model_checkpoint(monkeypatch: Any) -> None:
+    saved = []
+
+    def save(path: Any, model: Any, **rest: Any) -> None:
+        saved.append((path, rest["history"].epoch[-1]))
+
+    monkeypatch.setattr(sp, "save", save, raising=False)
+    run(Scripted(3.0, 1.0, 2.0, 0.5), ModelCheckpoint("m-{epoch:02d}-{val_loss:.1f}"), epochs=4)
+    assert saved == [("m-01-3.0", 0), ("m-02-1.0", 1), ("m-03-2.0", 2), ("m-04-0.5", 3)]
+    saved.clear()
+    run(Scripted(3.0, 1.0, 2.0, 0.5), ModelCheckpoint("best", save_best_only=True), epochs=4)
+    assert saved == [("best", 0), ("best", 1), ("best", 3)]
+    saved.clear()
+    run(ModelCheckpoint("every", every=2), epochs=5)
+    assert saved == [("every", 1), ("every", 3)]
+
+
+def rows(path: Any) -> Any:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_logger(tmp_path: Any) -> None:
+    path = tmp_path / "run.csv"
+    t = run(CSVLogger(path), epochs=3)
+    assert [row["epoch"] for row in rows(path)] == ["1", "2", "3"]
+    assert [float(row["loss"]) for row in rows(path)] == t.history.history["loss"]
+    run(CSVLogger(path), t=t, epochs=2)
+    assert len(rows(path)) == 2
+    run(CSVLogger(path, append=True), t=t, epochs=4, initial_epoch=2)
+    assert [row["epoch"] for row in rows(path)] == ["1", "2", "3", "4"]
+
+
+def test_plain_progress() -> None:
+    file = io.StringIO()
+    run(ProgressBar(file=file), epochs=10)
+    lines = file.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[0].startswith("epoch  1/10  loss ")
+
+
+def test_progress_on_a_terminal() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> Any:
+            return True
+
+    file = Terminal()
+    run(ProgressBar(file=file), epochs=2)
+    assert "epoch 2/2: 100%" in file.getvalue()
+    assert "  lr 0.01" in file.getvalue()
+
+
+def test_verbose_prints_and_quiet_does_not(capsys: Any) -> None:
+    trainer().fit(X, Y)
+    assert "epoch 1/1  loss" in capsys.readouterr().out
+    run()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_history() -> None:
+    history = History()
+    history.append(0, {"loss": 1.0})
+    history.append(1, {"loss": 0.5, "val_loss": 0.7})
+    assert history.history["loss"] == [1.0, 0.5]
+    np.testing.assert_array_equal(history.history["val_loss"], [np.nan, 0.7])
+    assert history.before(1).history == {
+        "loss": [1.0],
+        "val_loss": [pytest.approx(np.nan, nan_ok=True)],
+    }
+    assert repr(history) == "History(epochs=2, quantities=['loss', 'val_loss'])"
+
+
+def test_plots() -> None:
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    t = run(Scripted(*[1.0] * 6))
+    assert len(t.history.plot().lines) == 1
+    assert t.find_lr(X, Y).plot().get_xlabel() == "learning rate"
+
+
+def test_plots_without_matplotlib(monkeypatch: Any) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"pip install .steepest\[plot\]."):
+        History().plot()
