@@ -1,0 +1,31 @@
+"""The one table of kernel cases: what `steepest verify` and the tests compare with the reference.
+
+`KERNELS` gives for each kernel its cases of a dtype. A case runs its kernel, or several steps of it,
+and knows what the reference gives for the same data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from steepest import reference
+from steepest._cases import functions, layers, losses, optimizers
+from steepest._cases.case import Case, Expected, Options, Results, Sum, ulps
+
+Cases: TypeAlias = Callable[[Any, bool], Iterator[Case]]
+
+KERNELS: dict[str, Cases] = {rule: partial(optimizers.cases, rule) for rule in reference.RULES}
+KERNELS |= {name: partial(losses.elementwise_cases, name) for name in losses.ELEMENTWISE}
+KERNELS |= {name: partial(losses.softmax_cases, name) for name in losses.SOFTMAX}
+KERNELS |= {"global_norm": functions.norm_cases}
+KERNELS |= {name: partial(functions.function_cases, name) for name in ("exp", "log", "log1p")}
+KERNELS |= layers.CASES
+"""For each kernel its cases of a dtype, fewer if `quick`."""
+
+DTYPES = np.dtype(np.float32), np.dtype(np.float64)
+
+__all__ = ["DTYPES", "KERNELS", "Case", "Cases", "Expected", "Options", "Results", "Sum", "ulps"]
