@@ -18,6 +18,7 @@ from steepest._core import (
     set_num_threads,
     set_threading,
 )
+from steepest.checkpoint import Checkpoint, load, load_into, save
 from steepest.minimize import MinimizeResult, minimize
 from steepest.optim import SGD, Adagrad, Adam, AdamW, Lion, Momentum, NAdam, Optimizer, RMSprop
 
@@ -28,6 +29,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Checkpoint",
     "Lion",
     "MinimizeResult",
     "Momentum",
@@ -38,8 +40,11 @@ __all__ = [
     "get_num_threads",
     "get_threading",
     "global_norm",
+    "load",
+    "load_into",
     "losses",
     "minimize",
+    "save",
     "schedules",
     "set_num_threads",
     "set_threading",

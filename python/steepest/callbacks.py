@@ -14,7 +14,7 @@ import csv
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import numpy as np
@@ -51,6 +51,13 @@ class Callback:
     trainer: Trainer
     params: dict[str, Any]
 
+    def get_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, so that a resumed training goes on the same: plain data, arrays."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes over what `get_state` gave; the training that begins next goes on from there."""
+
     def on_train_begin(self, logs: Logs) -> None:
         """Before the first epoch."""
 
@@ -76,7 +83,8 @@ class Hooks:
     NAMES = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
     def __init__(self, callbacks: Iterable[Callback], trainer: Trainer, **params: Any) -> None:
-        callbacks = list(callbacks)
+        # A checkpoint is of what the epoch left behind, the other callbacks' states included.
+        callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, ModelCheckpoint))
         for callback in callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks: expected instances of Callback, got {callback!r}")
@@ -98,6 +106,9 @@ def _overrides(callback: Callback, name: str) -> bool:
 class _Monitor(Callback):
     """Watches one quantity for improvements of more than `min_delta`."""
 
+    _state: tuple[str, ...] = ("best",)
+    _resumed = False
+
     def __init__(self, monitor: str, mode: Mode, min_delta: float) -> None:
         if mode not in ("auto", "min", "max"):
             raise ValueError(f"mode: expected 'auto', 'min' or 'max', got {mode!r}")
@@ -111,6 +122,22 @@ class _Monitor(Callback):
     def reset(self) -> None:
         """Forgets the best value."""
         self.best = self._sign * math.inf
+
+    def get_state(self) -> dict[str, Any]:
+        """What it remembers."""
+        return {name: getattr(self, name) for name in self._state}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Remembers that, also when training begins."""
+        for name in self._state:
+            setattr(self, name, state[name])
+        self._resumed = True
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Starts anew, or goes on from the state that was set."""
+        if not self._resumed:
+            self.reset()
+        self._resumed = False
 
     def improved(self, logs: Logs) -> bool:
         """Whether `logs` has the best value yet, which is then remembered."""
@@ -135,6 +162,8 @@ class EarlyStopping(_Monitor):
     to the end) tell what happened. ValueError where `monitor` is not recorded.
     """
 
+    _state = ("best", "best_epoch", "stopped_epoch", "_waited", "_best_params")
+
     def __init__(
         self,
         monitor: str = "val_loss",
@@ -158,8 +187,10 @@ class EarlyStopping(_Monitor):
         self._best_params: Array | None = None
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Starts anew."""
-        self.reset()
+        """Starts anew, or goes on from the state that was set; that may be the end."""
+        super().on_train_begin(logs)
+        if self.stopped_epoch is not None:
+            self.trainer.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Compares the epoch with the best."""
@@ -188,6 +219,8 @@ class ReduceLROnPlateau(_Monitor):
     `monitor` is not recorded.
     """
 
+    _state = ("best", "_waited", "_cooling")
+
     def __init__(
         self,
         monitor: str = "val_loss",
@@ -214,14 +247,14 @@ class ReduceLROnPlateau(_Monitor):
         self._waited = self._cooling = 0
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Starts anew."""
+        """Starts anew, or goes on from the state that was set."""
         for group in self.trainer.optimizer.param_groups:
             if callable(group["lr"]):
                 raise TypeError(
                     f"ReduceLROnPlateau: the optimizer's lr is a schedule, {group['lr']!r}, which "
                     "would undo every reduction at the next step; give it a number as lr"
                 )
-        self.reset()
+        super().on_train_begin(logs)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Compares the epoch with the best."""
@@ -238,10 +271,11 @@ class ReduceLROnPlateau(_Monitor):
 
 
 class ModelCheckpoint(_Monitor):
-    """Saves model, optimizer and history after every `every` epochs with `steepest.save`.
+    """Saves model, optimizer, history and callbacks after every `every` epochs with `steepest.save`.
 
     `path` may name quantities: "{epoch:03d}-{val_loss:.4f}.safetensors", epochs counted from 1.
-    `save_best_only`: only when `monitor` has improved.
+    `save_best_only`: only when `monitor` has improved. `extra` goes along. It is called after all
+    other callbacks, so that training can go on from the file with the same bits.
     """
 
     def __init__(
@@ -252,11 +286,15 @@ class ModelCheckpoint(_Monitor):
         save_best_only: bool = False,
         mode: Mode = "auto",
         every: int = 1,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         if every < 1:
             raise ValueError(f"every: expected at least 1 epoch, got {every!r}")
-        self.path, self.save_best_only, self.every = os.fspath(path), save_best_only, every
+        self.path, self.save_best_only, self.every, self.extra = os.fspath(path), save_best_only, every, extra
         super().__init__(monitor, mode, 0.0)
+
+    def on_train_begin(self, logs: Logs) -> None:
+        """Goes on: what it saved stays the best until something better comes."""
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Saves, if it is time to."""
@@ -266,8 +304,13 @@ class ModelCheckpoint(_Monitor):
 
         trainer = self.trainer
         path = self.path.format(**{**logs, "epoch": epoch + 1})
-        steepest.save(  # type: ignore[attr-defined]
-            path, trainer.model, optimizer=trainer.optimizer, history=trainer.history
+        steepest.save(
+            path,
+            trainer.model,
+            optimizer=trainer.optimizer,
+            history=trainer.history,
+            callbacks=trainer.callbacks,
+            extra=self.extra,
         )
 
 
