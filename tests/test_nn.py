@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.lib.stride_tricks import sliding_window_view
 
 from steepest import nn
+from steepest.nn import convolution
 
 
 class Scale(nn.Layer):
@@ -43,6 +45,26 @@ STACKS: dict[str, tuple[Callable[[], list[nn.Layer]], Any]] = {
     "relu twice": (lambda: [nn.Dense(5), nn.ReLU(), nn.ReLU(), nn.Dense(2)], 6),
     "flatten": (lambda: [nn.Flatten(), nn.Dense(3)], (2, 3)),
     "dropout": (lambda: [nn.Dense(8), nn.Dropout(0.4), nn.ReLU(), nn.Dense(3)], 6),
+    "reshape": (lambda: [nn.Reshape((3, 2)), nn.ReLU(), nn.Flatten(), nn.Dense(3)], 6),
+    "leaky relu": (lambda: [nn.Dense(5), nn.LeakyReLU(0.3), nn.Dense(3), nn.LeakyReLU()], 6),
+    "tanh": (lambda: [nn.Dense(5), nn.Tanh(), nn.Tanh(), nn.Dense(3)], 6),
+    "sigmoid": (lambda: [nn.Dense(5), nn.Sigmoid(), nn.Dense(3), nn.Sigmoid()], 6),
+    "convolution": (lambda: [nn.Conv2D(4, 3)], (5, 6, 2)),
+    "convolution, same": (lambda: [nn.Conv2D(2, (3, 2), padding="same", bias=False)], (4, 5, 3)),
+    "convolution, strides": (lambda: [nn.Conv2D(3, 2, stride=(2, 3)), nn.Tanh()], (5, 8, 2)),
+    "convolution, same, strides": (lambda: [nn.Conv2D(3, (4, 3), stride=2, padding="same"), nn.ReLU()], (5, 6, 1)),
+    "convolutions": (
+        lambda: [nn.Conv2D(3, 3), nn.ReLU(), nn.Conv2D(4, 1), nn.Sigmoid(), nn.Flatten(), nn.Dense(2)],
+        (5, 4, 2),
+    ),
+    "max pool": (lambda: [nn.MaxPool2D()], (5, 6, 2)),
+    "max pool, overlapping": (lambda: [nn.MaxPool2D(3, stride=(1, 2), padding="same")], (5, 6, 2)),
+    "average pool": (lambda: [nn.AvgPool2D((2, 3))], (5, 6, 2)),
+    "average pool, overlapping": (lambda: [nn.AvgPool2D(3, stride=2, padding="same")], (5, 6, 2)),
+    "images": (
+        lambda: [nn.Conv2D(3, 3), nn.MaxPool2D(), nn.ReLU(), nn.Dropout(0.3), nn.Conv2D(2, 2), nn.AvgPool2D(1)],
+        (8, 8, 1),
+    ),
     "own": (lambda: [Scale(1.5), nn.Dense(4), nn.ReLU(), Scale(0.5)], 6),
 }
 
@@ -260,6 +282,183 @@ def test_dropout() -> None:
     np.testing.assert_array_equal(model.layers[0].backward(x.copy()), second)
 
 
+def same_padding(size: int, window: int, stride: int) -> tuple[int, int]:
+    """As TensorFlow documents it."""
+    rest = size % stride or stride
+    total = max(window - rest, 0)
+    return total // 2, total - total // 2
+
+
+@pytest.mark.parametrize("padding", ["valid", "same"])
+@pytest.mark.parametrize(("window", "stride"), [((3, 3), 1), ((2, 3), 1), ((4, 1), (3, 2)), ((5, 2), 2), (1, (2, 3))])
+def test_convolution_is_a_product_with_every_window(padding: Any, window: Any, stride: Any) -> None:
+    model = nn.Sequential([nn.Conv2D(4, window, stride=stride, padding=padding)], (7, 8, 3), dtype=np.float64, seed=1)
+    model.params[-4:] = 1, 2, 3, 4
+    x = batch(model)
+    height, width = np.broadcast_to(window, 2)
+    down, right = np.broadcast_to(stride, 2)
+    padded = x
+    if padding == "same":
+        sides = [same_padding(n, *axis) for n, *axis in zip((7, 8), (height, width), (down, right), strict=True)]
+        padded = np.pad(x, [(0, 0), *sides, (0, 0)])
+    views = sliding_window_view(padded, (height, width), (1, 2))[:, ::down, ::right]
+    products = np.einsum("nrcdij,ijdf->nrcf", views, model.named_parameters()["0.weight"])
+    expected = products + np.arange(1, 5)
+    np.testing.assert_allclose(model.forward(x), expected, rtol=1e-12, atol=1e-12)
+    assert model.output_shape == expected.shape[1:]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("images", [1, 2, 7, 100])
+def test_convolution_in_parts(images: int, bias: Any, monkeypatch: Any) -> None:
+    """Patches that don't fit the memory for them are made again, part by part."""
+
+    def gradients(model: Any, x: Any) -> Any:
+        model.layers[0].needs_input_gradient = True
+        outputs = model.forward(x, True).copy()
+        return outputs, np.copy(model.backward(np.cos(outputs))), model.grads.copy()
+
+    def make() -> Any:
+        return nn.Sequential([nn.Conv2D(3, 3, bias=bias), nn.ReLU()], (5, 6, 2), dtype=np.float64)
+
+    x = batch(make())
+    whole = gradients(make(), x)
+    monkeypatch.setattr(convolution, "PATCH_BYTES", images * 12 * 18 * 8)
+    parts = make()
+    for result, expected in zip(gradients(parts, x), whole, strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
+    assert parts.layers[0].buffer("patches", (1, 18)).base.shape == (min(images, 7) * 12, 18)
+    grads = parts.grads.copy()
+    parts.backward(np.cos(whole[0]))
+    np.testing.assert_array_equal(parts.grads, grads)  # though the patches were overwritten
+
+
+def test_patches_take_bounded_memory() -> None:
+    import tracemalloc
+
+    model = nn.Sequential([nn.Conv2D(1, 3, padding="same")], (64, 64, 16))
+    x = batch(model, 64)
+    tracemalloc.start()
+    model.forward(x, True)
+    model.backward(np.ones((64, 64, 64, 1), np.float32))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 << 20  # all patches would be 144 MiB
+
+
+def test_pooling_keeps_to_the_pixels_inside() -> None:
+    x = -np.arange(1, 10, dtype=np.float32).reshape(1, 3, 3, 1)
+    largest = nn.Sequential([nn.MaxPool2D(2, padding="same")], (3, 3, 1)).forward(x)
+    np.testing.assert_array_equal(largest[0, :, :, 0], [[-1, -3], [-7, -9]])
+    mean = nn.Sequential([nn.AvgPool2D(2, padding="same")], (3, 3, 1)).forward(x)
+    np.testing.assert_array_equal(mean[0, :, :, 0], [[-3, -4.5], [-7.5, -9]])
+
+
+def test_a_maximum_that_ties_goes_to_the_first() -> None:
+    model = nn.Sequential([nn.MaxPool2D()], (2, 2, 1))
+    model.forward(np.ones((1, 2, 2, 1), np.float32))
+    gradient = model.layers[0].backward(np.full((1, 1, 1, 1), 5, np.float32))
+    assert gradient is not None
+    np.testing.assert_array_equal(gradient.ravel(), [5, 0, 0, 0])
+
+
+def test_grey_images_need_no_channel() -> None:
+    model = nn.Sequential([nn.Conv2D(2, 3)], (5, 6, 1))
+    x = batch(model)
+    expected = model.forward(x).copy()
+    np.testing.assert_array_equal(model.forward(x[..., 0]), expected)
+    np.testing.assert_array_equal(model.forward(x[..., 0].astype(np.float64)), expected)
+    reshaped = nn.Sequential([nn.Reshape((5, 6, 1)), nn.Conv2D(2, 3)], (5, 6))
+    reshaped.params[...] = model.params
+    np.testing.assert_array_equal(reshaped.forward(x[..., 0]), expected)
+    with pytest.raises(ValueError, match=r"x: expected shape \(batch, 5, 6, 1\), got \(7, 5\)"):
+        model.forward(x[..., 0, 0])
+
+
+@pytest.mark.parametrize("layer", [nn.ReLU, nn.LeakyReLU])
+def test_convolution_initialises_for_what_follows(layer: Any) -> None:
+    weight = nn.Sequential([nn.Conv2D(64, 5), layer()], (5, 5, 30)).layers[0].params["weight"]
+    assert weight.shape == (5, 5, 30, 64)
+    assert weight.var() == pytest.approx(2 / (25 * 30), rel=0.03)
+
+
+def test_a_gradient_of_another_kind_is_converted() -> None:
+    model = nn.Sequential([nn.Dense(4), nn.ReLU()], 5)
+    gradient = np.random.default_rng(0).normal(size=(4, 7)).T
+    model.forward(batch(model), True)
+    model.backward(np.ascontiguousarray(gradient, np.float32))
+    grads = model.grads.copy()
+    kept = gradient.copy()
+    model.forward(batch(model), True)
+    model.backward(gradient)
+    np.testing.assert_array_equal(model.grads, grads)
+    np.testing.assert_array_equal(gradient, kept)
+    with pytest.raises(TypeError, match="grad: expected real numbers, got complex128"):
+        model.backward(gradient + 0j)
+
+
+# A layer, the same in PyTorch, and an input of (batch, height, width, channels)
+PEERS: dict[str, tuple[Callable[[], list[nn.Layer]], Callable[[Any], Any]]] = {
+    "dense": (lambda: [nn.Flatten(), nn.Dense(5)], lambda t: [t.Flatten(), t.Linear(96, 5)]),
+    "convolution": (lambda: [nn.Conv2D(4, (3, 2))], lambda t: [t.Conv2d(2, 4, (3, 2))]),
+    "strided": (lambda: [nn.Conv2D(4, 3, stride=(2, 1))], lambda t: [t.Conv2d(2, 4, 3, stride=(2, 1))]),
+    "same": (lambda: [nn.Conv2D(4, 3, padding="same")], lambda t: [t.Conv2d(2, 4, 3, padding="same")]),
+    "no bias": (lambda: [nn.Conv2D(4, 5, bias=False)], lambda t: [t.Conv2d(2, 4, 5, bias=False)]),
+    "max pool": (lambda: [nn.MaxPool2D((2, 3), stride=2)], lambda t: [t.MaxPool2d((2, 3), stride=2)]),
+    "same max pool": (
+        lambda: [nn.MaxPool2D(3, stride=1, padding="same")],
+        lambda t: [t.MaxPool2d(3, stride=1, padding=1)],
+    ),
+    "average pool": (lambda: [nn.AvgPool2D(3, stride=2)], lambda t: [t.AvgPool2d(3, stride=2)]),
+    "same average pool": (
+        lambda: [nn.AvgPool2D(3, stride=1, padding="same")],
+        lambda t: [t.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)],
+    ),
+    "relu": (lambda: [nn.ReLU()], lambda t: [t.ReLU()]),
+    "leaky relu": (lambda: [nn.LeakyReLU()], lambda t: [t.LeakyReLU()]),
+    "tanh": (lambda: [nn.Conv2D(3, 3), nn.Tanh()], lambda t: [t.Conv2d(2, 3, 3), t.Tanh()]),
+    "sigmoid": (lambda: [nn.Conv2D(3, 3), nn.Sigmoid()], lambda t: [t.Conv2d(2, 3, 3), t.Sigmoid()]),
+}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", PEERS)
+def test_layers_equal_those_of_torch(name: str) -> None:
+    torch = pytest.importorskip("torch")
+    layers, peers = PEERS[name]
+    model = nn.Sequential(layers(), (6, 8, 2), dtype=np.float64)
+    model.params[...] = np.random.default_rng(1).normal(size=model.params.size)
+    peer = torch.nn.Sequential(*peers(torch.nn)).double()
+    weights = list(peer.parameters())
+    for parameter, value in zip(weights, model.named_parameters().values(), strict=True):
+        to_torch = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}[value.ndim]
+        parameter.data = torch.tensor(value.transpose(to_torch).copy())
+
+    x = batch(model)
+    flat = isinstance(model.layers[0], nn.Flatten)  # whose order is that of the axes
+    theirs = torch.tensor(x if flat else x.transpose(0, 3, 1, 2), requires_grad=True)
+    there = peer(theirs)
+    upstream = np.random.default_rng(2).normal(size=(len(x), *model.output_shape))
+    there.backward(torch.tensor(upstream if flat else upstream.transpose(0, 3, 1, 2)))
+
+    def here(tensor: Any) -> Any:
+        value = tensor.detach().numpy()
+        return value if flat else value.transpose(0, 2, 3, 1)
+
+    for layer in model.layers:
+        layer.needs_input_gradient = True
+    np.testing.assert_allclose(model.forward(x, True), here(there), rtol=1e-12, atol=1e-12)
+    model._backward = [layer.backward for layer in reversed(model.layers)]
+    gradient = model.backward(upstream)
+    assert gradient is not None
+    np.testing.assert_allclose(gradient, here(theirs.grad), rtol=1e-11, atol=1e-12)
+    for parameter, layer_name in zip(weights, model.named_parameters(), strict=True):
+        index, kind = layer_name.split(".")
+        value = model.layers[int(index)].grads[kind]
+        to_torch = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}[value.ndim]
+        np.testing.assert_allclose(value.transpose(to_torch), parameter.grad.numpy(), rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.float64, np.float16, bool, ">f4"])
 def test_batches_are_converted(dtype: Any) -> None:
     model = network()
@@ -297,8 +496,46 @@ def test_refusals() -> None:
         nn.Dense(0)
     with pytest.raises(ValueError, match="rate: expected 0 <= rate < 1, got 1"):
         nn.Dropout(1)
+    with pytest.raises(ValueError, match="negative_slope: expected a finite number >= 0, got -1"):
+        nn.LeakyReLU(-1)
+    with pytest.raises(ValueError, match=r"shape: \(4, 4\) cannot become \(5, 3\)"):
+        nn.Sequential([nn.Reshape((5, 3))], (4, 4))
+    with pytest.raises(ValueError, match="shape: expected positive integers"):
+        nn.Reshape((-1, 3))
     with pytest.raises(NotImplementedError, match="Layer has no forward"):
         nn.Sequential([nn.Layer()], 3).forward(np.ones((1, 3), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: nn.Conv2D(0, 3), ValueError, "filters: expected a positive integer, got 0"),
+        (lambda: nn.Conv2D(1.5, 3), TypeError, "float"),  # type: ignore[arg-type]
+        (lambda: nn.Conv2D(4, 0), ValueError, "kernel_size: expected a positive integer, or two of them, got 0"),
+        (lambda: nn.Conv2D(4, (3, 3, 3)), ValueError, "kernel_size: .* got \\(3, 3, 3\\)"),  # type: ignore[arg-type]
+        (lambda: nn.Conv2D(4, 2.0), TypeError, "kernel_size: expected an integer"),  # type: ignore[arg-type]
+        (lambda: nn.Conv2D(4, "33"), TypeError, "kernel_size: expected an integer"),  # type: ignore[arg-type]
+        (lambda: nn.Conv2D(4, 3, stride=(1, -1)), ValueError, "stride: expected a positive integer"),
+        (lambda: nn.Conv2D(4, 3, padding="full"), ValueError, "padding: expected 'valid' or 'same', got 'full'"),  # type: ignore[arg-type]
+        (lambda: nn.MaxPool2D(()), ValueError, "pool_size: expected a positive integer"),  # type: ignore[arg-type]
+        (lambda: nn.AvgPool2D(2, stride=0), ValueError, "stride: expected a positive integer"),
+    ],
+)
+def test_windows_that_cannot_be(make: Any, error: Any, message: Any) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize("layer", [lambda: nn.Conv2D(4, 3), lambda: nn.MaxPool2D(3), lambda: nn.AvgPool2D(3)])
+def test_images_that_do_not_fit(layer: Any) -> None:
+    with pytest.raises(ValueError, match=r"takes images \(height, width, channels\), .* Reshape\(\(28, 28, 1\)\)"):
+        nn.Sequential([layer()], (28, 28))
+    with pytest.raises(ValueError, match=r"got \(784,\); put Reshape\(\(height, width, channels\)\) before"):
+        nn.Sequential([layer()], 784)
+    with pytest.raises(ValueError, match=r"window of \(3, 3\) does not fit into \(2, 5\); padding='same' makes it fit"):
+        nn.Sequential([layer()], (2, 5, 1))
+    with pytest.raises(ValueError, match=r"x: expected shape \(batch, 5, 5, 2\), got \(3, 5, 5\)"):
+        nn.Sequential([layer()], (5, 5, 2)).forward(np.ones((3, 5, 5), np.float32))
 
 
 def test_a_copied_layer_starts_anew() -> None:
@@ -306,6 +543,12 @@ def test_a_copied_layer_starts_anew() -> None:
     other = nn.Sequential([copy.deepcopy(model.layers[0])], 7)
     assert other.output_shape == (16,)
     assert other.layers[0].activation is None
+
+
+def test_a_convolution_multiplies_everywhere() -> None:
+    assert network().multiplications == network().params.size
+    model = nn.Sequential([nn.Conv2D(4, 3), nn.ReLU(), nn.Flatten(), nn.Dense(2)], (5, 6, 2))
+    assert model.multiplications == 12 * (18 * 4 + 4) + (48 * 2 + 2)
 
 
 def test_summary() -> None:

@@ -31,9 +31,9 @@ from steepest.optim import Optimizer
 __all__ = ["Trainer", "on_probabilities", "split_rows"]
 
 Loss = Callable[..., tuple[float, Array]]
-# Parameters x rows of a batch from which on BLAS threads pay: below it they gain little on idle
+# Multiplications of a batch from which on BLAS threads pay: below it they gain little on idle
 # cores, and on busy ones the product waits for a spinning thread, up to 30 times as long.
-PARALLEL_WORK = 1 << 25
+PARALLEL_WORK = 1 << 26
 
 
 @functools.cache
@@ -59,8 +59,8 @@ class Trainer:
     - `nonfinite` ("raise"): a loss that is NaN or infinite is a FloatingPointError, or with "skip"
       its batch changes nothing.
     - `blas_threads` (None): threads of NumPy's matrix products in here. Results depend on it, so it
-      is fixed: None is one where parameters x rows of a batch are under 2^25, and above it what
-      BLAS was set to when the process first trained.
+      is fixed: None is one where `model.multiplications` x rows of a batch are under 2^26, and above
+      it what BLAS was set to when the process first trained.
 
     Targets of real numbers are converted to the model's dtype batch by batch, and so are integers
     of the outputs' shape (one-hot classes); (batch,) stands for (batch, 1). The same seeds give the
@@ -100,6 +100,7 @@ class Trainer:
         self.nonfinite = nonfinite
         self.blas_threads = blas_threads
         self.history = History()
+        self.callbacks: list[Callback] = []
         self.stop_training = False
         self._gradients = _gradients(model, optimizer)
         self._class_weight: Array | None = None
@@ -157,16 +158,16 @@ class Trainer:
         self.history = self.history.before(initial_epoch)
         self.stop_training = False
         steps = len(data) if isinstance(data, Arrays) else None
-        bar = [ProgressBar()] if verbose else []
-        hooks = Hooks([*callbacks, *bar], self, epochs=epochs, steps=steps)
+        self.callbacks = [*callbacks, *([ProgressBar()] if verbose else [])]
+        hooks = Hooks(self.callbacks, self, epochs=epochs, steps=steps)
         with self._fixed_blas(data):
             hooks.call("on_train_begin", {})
             try:
                 for epoch in range(initial_epoch, epochs):
-                    rng = np.random.default_rng([seed, epoch]) if shuffle else None
-                    self._epoch(epoch, data, validation, rng, hooks, accumulate)
                     if self.stop_training:
                         break
+                    rng = np.random.default_rng([seed, epoch]) if shuffle else None
+                    self._epoch(epoch, data, validation, rng, hooks, accumulate)
             except KeyboardInterrupt:
                 self.history.interrupted = True
             finally:
@@ -220,7 +221,7 @@ class Trainer:
 
     def _fixed_blas(self, data: Arrays | Stream) -> AbstractContextManager[Any]:
         controller, all_threads = _blas()
-        small = self.model.params.size * data.batch_size < PARALLEL_WORK
+        small = self.model.multiplications * data.batch_size < PARALLEL_WORK
         threads = self.blas_threads or (1 if small else all_threads)
         return controller.limit(limits=threads, user_api="blas")  # type: ignore[no-any-return]
 

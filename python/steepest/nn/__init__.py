@@ -10,19 +10,28 @@ step over the whole model is one kernel call. Activations live in buffers that a
 """
 
 from steepest.nn import init
-from steepest.nn.activations import Activation, ReLU
+from steepest.nn.activations import Activation, LeakyReLU, ReLU, Sigmoid, Tanh
+from steepest.nn.convolution import Conv2D
 from steepest.nn.layer import Layer, Parameter
-from steepest.nn.layers import Dense, Dropout, Flatten
+from steepest.nn.layers import Dense, Dropout, Flatten, Reshape
+from steepest.nn.pooling import AvgPool2D, MaxPool2D
 from steepest.nn.sequential import Sequential
 
 __all__ = [
     "Activation",
+    "AvgPool2D",
+    "Conv2D",
     "Dense",
     "Dropout",
     "Flatten",
     "Layer",
+    "LeakyReLU",
+    "MaxPool2D",
     "Parameter",
     "ReLU",
+    "Reshape",
     "Sequential",
+    "Sigmoid",
+    "Tanh",
     "init",
 ]

@@ -39,8 +39,8 @@ class Buffers:
         self._dtype = dtype
         self._kept: dict[str, Array] = {}
 
-    def __call__(self, name: str, shape: Shape, dtype: npt.DTypeLike | None = None) -> Array:
-        """An uninitialised array of that shape; `dtype` None is the one given at the start."""
+    def __call__(self, name: str, shape: Shape, dtype: npt.DTypeLike | None = None, fill: float | None = None) -> Array:
+        """An array of that shape, uninitialised or full of `fill`; `dtype` None is the one given at the start."""
         kept = self._kept.get(name)
         if kept is not None:
             if kept.shape == shape:
@@ -48,6 +48,8 @@ class Buffers:
             if kept.shape[1:] == shape[1:] and kept.shape[0] > shape[0]:
                 return kept[: shape[0]]
         self._kept[name] = kept = np.empty(shape, dtype or self._dtype)
+        if fill is not None:
+            kept.fill(fill)
         return kept
 
 

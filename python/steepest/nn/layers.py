@@ -1,29 +1,68 @@
-"""Layers that are not activations."""
+"""Layers that are neither activations nor for images alone."""
 
 from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 
 import numpy as np
 
+from steepest import _core
 from steepest.nn import init as initializers
-from steepest.nn.activations import ReLU
 from steepest.nn.init import Initializer
 from steepest.nn.layer import Array, Layer, Shape
 
-__all__ = ["Dense", "Dropout", "Flatten"]
+__all__ = ["Dense", "Dropout", "Flatten", "Reshape"]
 
 
-class Dense(Layer):
+class Affine(Layer):
+    """What `Dense` and `Conv2D` share: a weight, a bias, and the activation that follows."""
+
+    takes_activation = True
+    bias: bool
+    init: Initializer | None
+
+    def declare_affine(self, shape: Shape) -> None:
+        """Declares "weight" of that shape and "bias" of its last axis."""
+        self.declare("weight", shape, self.init or self._default_init)
+        if self.bias:
+            self.declare("bias", shape[-1:], initializers.zeros, decay=False)
+
+    def _default_init(self, rng: np.random.Generator, shape: Shape) -> Array:
+        rectified = getattr(self.activation, "rectifies", False)
+        init = initializers.he_normal if rectified else initializers.glorot_uniform
+        return init(rng, shape)
+
+    def finish(self, z: Array) -> None:
+        """z = f(z + b), in place."""
+        bias = self.params.get("bias")
+        if self.activation is not None:
+            self.activation.activate(z, bias, z)
+        elif bias is not None:
+            _core.activate("identity", z, bias, 0.0, z)
+
+    def collect_bias(self, grad: Array, add: bool = False) -> None:
+        """db = sum of grad's rows, or added to what is there."""
+        if not self.bias:
+            return
+        ones = self.buffer("ones", (len(grad),), fill=1)
+        # A product with ones is quicker than a sum over the first axis, and rounds less.
+        if add:
+            self.grads["bias"] += ones @ grad
+        else:
+            np.dot(ones, grad, out=self.grads["bias"])
+
+
+class Dense(Affine):
     """y = x W + b, with W of shape (inputs, units) and b of shape (units,).
 
     Takes (batch, inputs), gives (batch, units). An activation that follows is applied in the same
     pass as the bias.
 
     - `bias` (True): whether there is a b; it starts at zero and has no weight decay.
-    - `init` (None): `(rng, shape) -> array` for W. None is `init.he_normal` where a ReLU follows
-      and `init.glorot_uniform` elsewhere.
+    - `init` (None): `(rng, shape) -> array` for W. None is `init.he_normal` where a ReLU or a
+      LeakyReLU follows and `init.glorot_uniform` elsewhere.
 
     TypeError if `units` is not an integer; ValueError if it is not positive, or the input has more
     than one axis.
@@ -33,54 +72,70 @@ class Dense(Layer):
     (10,)
     """
 
-    takes_activation = True
     x: Array
 
     def __init__(self, units: int, *, bias: bool = True, init: Initializer | None = None) -> None:
-        if units < 1:
+        if operator.index(units) < 1:
             raise ValueError(f"units: expected a positive integer, got {units!r}")
         self.units, self.bias, self.init = operator.index(units), bias, init
 
     def build(self, input_shape: Shape) -> Shape:
         """Declares "weight" and "bias"."""
-        self._ones = np.ones(0, self.dtype)
         if len(input_shape) != 1:
             raise ValueError(f"Dense takes inputs of one axis, got {input_shape}; put Flatten before")
-        self.declare("weight", (input_shape[0], self.units), self.init or self._default_init)
-        if self.bias:
-            self.declare("bias", (self.units,), initializers.zeros, decay=False)
+        self.declare_affine((input_shape[0], self.units))
         return (self.units,)
-
-    def _default_init(self, rng: np.random.Generator, shape: Shape) -> Array:
-        rectified = isinstance(self.activation, ReLU)
-        init = initializers.he_normal if rectified else initializers.glorot_uniform
-        return init(rng, shape)
 
     def forward(self, x: Array, train: bool) -> Array:
         """f(x W + b), f being the activation that follows, if one does."""
         self.x = x
         z: Array = np.matmul(x, self.params["weight"], out=self.buffer("z", (len(x), self.units)))
-        bias = self.params.get("bias")
-        if self.activation is not None:
-            self.activation.activate(z, bias, z)
-        elif bias is not None:
-            np.add(z, bias, out=z)
+        self.finish(z)
         return z
 
     def backward(self, grad: Array) -> Array | None:
         """dW = x' grad, db = sum of grad over the batch; returns grad W'."""
         np.matmul(self.x.T, grad, out=self.grads["weight"])
-        if self.bias:
-            # A product with ones is quicker than a sum over the first axis, and rounds less.
-            if len(self._ones) < len(grad):
-                self._ones = np.ones(len(grad), self.dtype)
-            np.dot(self._ones[: len(grad)], grad, out=self.grads["bias"])
+        self.collect_bias(grad)
         if not self.needs_input_gradient:
             return None
         return np.matmul(grad, self.params["weight"].T, out=self.buffer("dx", self.x.shape))
 
 
-class Flatten(Layer):
+class Reshape(Layer):
+    """Gives each example another shape: (batch, ...) to (batch, *shape). No copy.
+
+    `shape`: positive integers. ValueError where the number of values differs.
+
+    >>> from steepest import nn
+    >>> nn.Sequential([nn.Reshape((28, 28, 1))], input_shape=784).output_shape
+    (28, 28, 1)
+    """
+
+    input_shape: Shape
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(operator.index(n) for n in shape)
+        if not all(n > 0 for n in self.shape):
+            raise ValueError(f"shape: expected positive integers, got {shape!r}")
+
+    def build(self, input_shape: Shape) -> Shape:
+        """The shape asked for."""
+        if math.prod(input_shape) != math.prod(self.shape):
+            raise ValueError(f"shape: {input_shape} cannot become {self.shape}, which has another number of values")
+        self.input_shape = input_shape
+        return self.shape
+
+    def forward(self, x: Array, train: bool) -> Array:
+        """A view of `x` with the new shape."""
+        return x.reshape(len(x), *self.shape)
+
+    def backward(self, grad: Array) -> Array:
+        """A view of `grad` with the input's shape."""
+        return grad.reshape(len(grad), *self.input_shape)
+
+
+class Flatten(Reshape):
     """Makes one axis of all but the batch's: (batch, a, b, ...) to (batch, a b ...). No copy.
 
     >>> from steepest import nn
@@ -88,21 +143,13 @@ class Flatten(Layer):
     (784,)
     """
 
-    input_shape: Shape
-    size: int
+    def __init__(self) -> None:
+        pass
 
     def build(self, input_shape: Shape) -> Shape:
         """The product of all axes."""
-        self.input_shape, self.size = input_shape, math.prod(input_shape)
-        return (self.size,)
-
-    def forward(self, x: Array, train: bool) -> Array:
-        """A view of `x` with shape (batch, size)."""
-        return x.reshape(len(x), self.size)
-
-    def backward(self, grad: Array) -> Array:
-        """A view of `grad` with the input's shape."""
-        return grad.reshape(len(grad), *self.input_shape)
+        self.shape = (math.prod(input_shape),)
+        return super().build(input_shape)
 
 
 class Dropout(Layer):
@@ -120,7 +167,7 @@ class Dropout(Layer):
     True
     """
 
-    kept: Array | None = None
+    uniform: Array | None = None
 
     def __init__(self, rate: float) -> None:
         if not 0 <= rate < 1:
@@ -128,19 +175,17 @@ class Dropout(Layer):
         self.rate = float(rate)
 
     def forward(self, x: Array, train: bool) -> Array:
-        """x kept / (1 - rate) in training, else x."""
+        """x / (1 - rate) where a uniform number is below 1 - rate, else 0, in training; otherwise x."""
         if not train or self.rate == 0:
-            self.kept = None
+            self.uniform = None
             return x
-        uniform = self.buffer("uniform", x.shape)
-        self.rng.random(out=uniform, dtype=self.dtype.type)
-        self.kept = np.less(uniform, 1 - self.rate, out=self.buffer("kept", x.shape, bool))
-        return self._scaled(x, self.kept, self.buffer("y", x.shape))
+        self.uniform = self.rng.random(out=self.buffer("uniform", x.shape), dtype=self.dtype.type)
+        y = self.buffer("y", x.shape)
+        _core.dropout(x, self.uniform, self.rate, y)
+        return y
 
     def backward(self, grad: Array) -> Array:
-        """grad kept / (1 - rate), written over `grad`."""
-        return grad if self.kept is None else self._scaled(grad, self.kept, grad)
-
-    def _scaled(self, x: Array, kept: Array, out: Array) -> Array:
-        np.multiply(x, kept, out=out)
-        return np.multiply(out, 1 / (1 - self.rate), out=out)
+        """grad / (1 - rate) where the input was kept, else 0, written over `grad`."""
+        if self.uniform is not None:
+            _core.dropout(grad, self.uniform, self.rate, grad)
+        return grad

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from steepest.nn import activations, init, layers
+from steepest.nn import activations, convolution, init, layers, pooling
 from steepest.nn.activations import Activation
 from steepest.nn.layer import Array, Buffers, Layer, Shape, well_formed
 
 __all__ = ["Sequential"]
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
-MODULES = (init, layers, activations)
+MODULES = init, layers, activations, convolution, pooling
 
 
 def _zeros(size: int, dtype: np.dtype[Any]) -> Array:
@@ -169,22 +169,28 @@ class Sequential:
     def forward(self, x: Array, train: bool = False) -> Array:
         """The outputs for a batch of shape (batch, *input_shape): an array the next call reuses.
 
-        `train` switches layers such as `Dropout` on. TypeError if `x` does not hold real numbers,
+        `train` switches layers such as `Dropout` on. A last axis of length 1 may be missing: grey
+        images come as (batch, height, width) too. TypeError if `x` does not hold real numbers,
         ValueError for another shape.
         """
         if x.shape[1:] != self.input_shape or x.ndim == 0:
-            expected = ", ".join(["batch", *map(str, self.input_shape)])
-            raise ValueError(f"x: expected shape ({expected}), got {x.shape}")
+            x = self._with_channel(x)
         if not well_formed(x, self.dtype):
-            x = self._converted(x)
+            x = self._converted("x", x)
         for layer in self.layers:
             x = layer.forward(x, train)
         return x
 
-    def _converted(self, x: Array) -> Array:
+    def _with_channel(self, x: Array) -> Array:
+        if x.ndim and (*x.shape[1:], 1) == self.input_shape:
+            return x[..., None]
+        expected = ", ".join(["batch", *map(str, self.input_shape)])
+        raise ValueError(f"x: expected shape ({expected}), got {x.shape}")
+
+    def _converted(self, name: str, x: Array) -> Array:
         if x.dtype.kind not in "biuf":
-            raise TypeError(f"x: expected real numbers, got {x.dtype}; convert it with astype")
-        converted = self._buffer("input", x.shape)
+            raise TypeError(f"{name}: expected real numbers, got {x.dtype}; convert it with astype")
+        converted = self._buffer(name, x.shape)
         np.copyto(converted, x, casting="same_kind")
         return converted
 
@@ -193,7 +199,7 @@ class Sequential:
 
         Stops at the first layer that trains, which does not compute its input's gradient.
         """
-        gradient: Array | None = grad
+        gradient: Array | None = grad if well_formed(grad, self.dtype) else self._converted("grad", grad)
         for backward in self._backward:
             gradient = backward(gradient)  # type: ignore[arg-type]
         return gradient
@@ -224,6 +230,12 @@ class Sequential:
         rows.append(("total", "", f"{self.params.size:,}"))
         first, second, third = (max(map(len, column)) for column in zip(*rows, strict=True))
         return "\n".join(f"{a:<{first}}    {b:<{second}}  {c:>{third}}" for a, b, c in rows)
+
+    @property
+    def multiplications(self) -> int:
+        """How many an example takes, about: each parameter once wherever its layer applies it."""
+        shapes = zip(self.layers, self._shapes, strict=True)
+        return sum(sum(self._sizes(layer)) * math.prod(shape[:-1]) for layer, shape in shapes)
 
     def config(self) -> dict[str, Any]:
         """The architecture as plain data, for `from_config`; parameters are not in it."""
