@@ -57,7 +57,7 @@ void run_block(const Job& job, std::ptrdiff_t b, int id) noexcept {
 }
 
 // Which job, and its next block; or `closed`, while one job replaces another.
-struct Ticket {
+struct alignas(8) Ticket {
   std::uint32_t job, next;
 };
 constexpr std::uint32_t closed = 0xffffffff;
@@ -242,7 +242,7 @@ void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) noexcept {
   Job job = wanted;
   const std::ptrdiff_t bytes = job.units * bytes_per_unit;
   const std::ptrdiff_t share = bytes / (kBlocksPerThread * threads());
-  job.block = std::clamp(share, kMinBlockBytes, kMaxBlockBytes) / bytes_per_unit + 1;
+  job.block = std::clamp(share, kMinBlockBytes, kMaxBlockBytes) / std::max<std::ptrdiff_t>(bytes_per_unit, 1) + 1;
   const std::ptrdiff_t shared_block = settings.shared_block.load();
   if (shared_block > 0) {
     job.block = shared_block;

@@ -2,6 +2,7 @@
 #include "../dispatch.hpp"
 #include "../parallel.hpp"
 #include "arrays.hpp"
+#include "gil.hpp"
 #include "module.hpp"
 
 namespace steepest {
@@ -28,8 +29,9 @@ View c_view(const py::object& object, const char* name, Use use) {
 // Runs f(begin, end) over parts of 0..units, without the GIL where that pays.
 template <class F>
 void run(std::ptrdiff_t units, std::ptrdiff_t bytes_per_unit, const std::vector<const View*>& views, const F& f) {
+  if (units == 0 || bytes_per_unit == 0) return;
   Pins pins;
-  std::optional<py::gil_scoped_release> release;
+  std::optional<WithoutGil> release;
   if (parallel::is_large(units * bytes_per_unit)) {
     for (const View* v : views) pins.pin(v->array);
     release.emplace();
@@ -137,11 +139,15 @@ Sliding sliding(const View& images, const Pair& window, const Pair& stride, cons
   if (shape.size() != 4) {
     throw py::value_error("images: expected shape (batch, height, width, channels), got " + describe(shape));
   }
+  // A pixel's number is an int32; and no product of what is left overflows.
+  constexpr double most = std::numeric_limits<std::int32_t>::max();
+  const auto product = [](const Pair& p) { return static_cast<double>(p.first) * static_cast<double>(p.second); };
+  const double patch = product(window) * static_cast<double>(std::max<py::ssize_t>(shape[3], 1));
+  if (product({shape[1], shape[2]}) > most || patch > most || product(out) > most) {
+    throw py::value_error("images: expected fewer than 2^31 pixels, and values of a window, got " + describe(shape));
+  }
   check_axis(shape[1], window.first, stride.first, pad.first, out.first);
   check_axis(shape[2], window.second, stride.second, pad.second, out.second);
-  if (shape[1] * shape[2] > std::numeric_limits<std::int32_t>::max()) {
-    throw py::value_error("images: expected fewer than 2^31 pixels, got " + describe(shape));
-  }
   return {{shape[1], shape[2], shape[3], window.first, window.second, stride.first, stride.second, pad.first,
            pad.second, out.first, out.second},
           shape[0]};
@@ -188,12 +194,25 @@ void register_image_kernel(py::module_& m, const char* name, bool forward, bool 
       py::arg(patches ? "patches" : "pooled"));
 }
 
-std::int32_t* sources(const py::array_t<std::int32_t, py::array::c_style>& array, const Sliding& s) {
+using Sources = py::array_t<std::int32_t, py::array::c_style>;
+
+std::int32_t* sources(const Sources& array, const Sliding& s, const View& images, const View& pooled, bool forward) {
   if (shape_of(array) != s.pooled_shape()) {
     throw py::value_error("sources: expected shape " + describe(s.pooled_shape()) + ", got " +
                           describe(shape_of(array)));
   }
-  return const_cast<std::int32_t*>(array.data());
+  const auto from = const_cast<std::int32_t*>(array.data());
+  if (reinterpret_cast<std::uintptr_t>(from) % alignof(std::int32_t) != 0 || (forward && !array.writeable())) {
+    throw py::value_error("sources: expected an aligned, writeable array, got another");
+  }
+  const View as_view{array, from, array.size(), false, c_order};
+  check_apart(as_view, "sources", images, "images");
+  check_apart(as_view, "sources", pooled, "pooled");
+  const auto pixels = static_cast<std::uint32_t>(s.window.height * s.window.width);
+  bool inside = true;
+  for (std::ptrdiff_t i = 0; !forward && i < array.size(); ++i) inside &= static_cast<std::uint32_t>(from[i]) < pixels;
+  if (!inside) throw py::value_error("sources: expected pixels of the image, got others");
+  return from;
 }
 
 template <class T>
@@ -220,23 +239,16 @@ void max_pool_backward(const Sliding& s, const View& images, const View& pooled,
       });
 }
 
-using Sources = py::array_t<std::int32_t, py::array::c_style>;
-
 void call_max_pool(const py::object& image_array, const Pair& window, const Pair& stride, const Pair& pad,
                    const Pair& out, const py::object& pooled_array, const Sources& source_array, bool forward) {
   const View images = c_view(image_array, "images", forward ? Use::read : Use::write);
   const Sliding s = sliding(images, window, stride, pad, out);
   const View pooled = like(images, pooled_array, "pooled", forward ? Use::write : Use::read, s.pooled_shape());
   check_apart(images, "images", pooled, "pooled");
-  std::int32_t* const from = sources(source_array, s);
-  const py::array pinned = source_array;
+  std::int32_t* const from = sources(source_array, s, images, pooled, forward);
   if (forward) {
     images.is_double ? max_pool<double>(s, images, pooled, from) : max_pool<float>(s, images, pooled, from);
     return;
-  }
-  for (std::ptrdiff_t i = 0; i < source_array.size(); ++i) {
-    if (from[i] < 0 || from[i] >= s.window.height * s.window.width)
-      throw py::value_error("sources: expected pixels of the image, got others");
   }
   images.is_double ? max_pool_backward<double>(s, images, pooled, from)
                    : max_pool_backward<float>(s, images, pooled, from);

@@ -5,6 +5,7 @@
 
 #include "../dispatch.hpp"
 #include "arrays.hpp"
+#include "gil.hpp"
 #include "module.hpp"
 #include "norm.hpp"
 #include "sums.hpp"
@@ -22,7 +23,7 @@ auto without_gil(std::ptrdiff_t bytes, const std::vector<const py::array*>& arra
   if (!parallel::is_large(bytes)) return f();
   Pins pins;
   for (const py::array* a : arrays) pins.pin(*a);
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   return f();
 }
 

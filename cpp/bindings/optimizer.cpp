@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "../parallel.hpp"
+#include "gil.hpp"
 
 namespace steepest {
 namespace {
@@ -29,18 +30,19 @@ struct Release {
 Turn::Turn(Optimizer& optimizer) : optimizer_(optimizer) {
   const std::uint64_t mine = parallel::forks() + 1;
   const auto self = std::this_thread::get_id();
+  if (optimizer.turn_.load() == mine && optimizer.turn_of_.load() == self) {
+    throw std::runtime_error("the optimizer is in the middle of a step: a schedule cannot use it");
+  }
   std::uint64_t found = 0;
-  if (!optimizer.turn_.compare_exchange_strong(found, mine)) {
-    if (found == mine && optimizer.turn_of_.load() == self) {
-      throw std::runtime_error("the optimizer is in the middle of a step: a schedule cannot use it");
-    }
-    const py::gil_scoped_release release;
-    // A turn taken before a fork was another process': its holder is not here to give it back.
-    while (!optimizer.turn_.compare_exchange_weak(found, mine)) {
-      if (found != mine && found != 0) continue;
-      if (found == mine) std::this_thread::sleep_for(std::chrono::microseconds(20));
-      found = 0;
-    }
+  if (optimizer.waiting_.load() == mine || !optimizer.turn_.compare_exchange_strong(found, mine)) {
+    const WithoutGil release;
+    do {
+      optimizer.waiting_.store(mine);
+      std::this_thread::sleep_for(std::chrono::microseconds(20));
+      found = optimizer.turn_.load();
+      if (found == mine) found = 0;  // else free, or taken before a fork by another process, which cannot give it back
+    } while (!optimizer.turn_.compare_exchange_strong(found, mine));
+    optimizer.waiting_.store(0);
   }
   optimizer.turn_of_.store(self);
 }
@@ -307,7 +309,7 @@ void Optimizer::step(const py::object& gradients, const py::object& scale) {
   }
   const std::ptrdiff_t total = work_.empty() ? 0 : work_.back().end;
   Pins pins;
-  std::optional<py::gil_scoped_release> release;
+  std::optional<WithoutGil> release;
   if (parallel::is_large(total * kBytesPerElement)) {
     for (const Work& w : work_) pins.pin(w.g.array);
     release.emplace();

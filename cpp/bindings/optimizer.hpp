@@ -127,6 +127,7 @@ class Optimizer {
   std::optional<double> last_norm_;
   std::atomic<std::uint64_t> turn_{0};  // 0: free, else 1 + forks of the process that took it
   std::atomic<std::thread::id> turn_of_{};
+  std::atomic<std::uint64_t> waiting_{0};  // as turn_, of a process with a thread that waits: newcomers let it pass
 };
 
 }  // namespace steepest

@@ -7,6 +7,7 @@
 #include "../kernels/vector_math.hpp"
 #include "../parallel.hpp"
 #include "arrays.hpp"
+#include "gil.hpp"
 #include "module.hpp"
 
 namespace steepest {
@@ -60,7 +61,7 @@ void stream(const py::list& updated, const py::list& written, const py::list& re
   }
   for (const Shape& shape : kShapes) {
     if (shape.updated == updated.size() && shape.written == written.size() && shape.read == read.size()) {
-      const py::gil_scoped_release release;
+      const WithoutGil release;
       return shape.run(data, n);
     }
   }

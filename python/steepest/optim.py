@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from steepest import _core
 
 Array: TypeAlias = NDArray[Any]
-Params: TypeAlias = Array | Sequence[Array] | Mapping[str, Array] | Sequence[Mapping[str, Any]] | Iterable[Array]
+Params: TypeAlias = Array | Mapping[Any, Any] | Iterable[Any]  # mypy calls arrays of two dtypes `object`
 Rate: TypeAlias = float | Callable[[int], float]
 
 _BOUNDS = {  # name: (lowest, highest, whether the lowest is allowed); the highest never is
@@ -116,15 +116,16 @@ def _check_keys(name: str, mapping: Any, keys: tuple[Any, ...]) -> None:
 class ParamGroup(MutableMapping[str, Any]):
     """The options of a group, and its `"params"`. An assignment is checked at once; a refused one changes nothing."""
 
-    def __init__(self, optimizer: Optimizer, index: int, params: Any, options: dict[str, Any]) -> None:
-        self._optimizer, self._index, self._params = optimizer, index, params
+    def __init__(self, optimizer: Optimizer, params: Any, options: dict[str, Any]) -> None:
+        self._rule, self._core = type(optimizer), optimizer._core  # not the optimizer: a cycle would outlive its use
+        self._index, self._params = len(optimizer.param_groups), params
         leaves = _leaves(params)
         self._dtypes = {x.dtype for x in leaves if getattr(x, "dtype", None) in (np.float32, np.float64)}
         self._options = self._checked(options)
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
         checked = {name: _check_option(name, value, self._dtypes) for name, value in options.items()}
-        self._optimizer._check_together(checked)
+        self._rule._check_together(checked)
         return checked
 
     def __getitem__(self, name: str) -> Any:
@@ -137,7 +138,7 @@ class ParamGroup(MutableMapping[str, Any]):
 
     def _replace(self, changed: dict[str, Any]) -> None:
         options = self._checked(self._options | changed)
-        self._optimizer._core.set_options(self._index, self._optimizer._core_options(options))
+        self._core.set_options(self._index, self._rule._core_options(options))
         self._options = options
 
     def __delitem__(self, name: str) -> None:
@@ -200,14 +201,16 @@ class Optimizer:
         params = _container(group["params"])
         if not isinstance(params, np.ndarray) and len(params) == 0:
             raise ValueError("params: expected at least one array, got none")
-        added = ParamGroup(self, len(self.param_groups), params, {**self._defaults, **options})
+        added = ParamGroup(self, params, {**self._defaults, **options})
         self._core.add_group(params, self._core_options(dict(added._options)))
         self.param_groups.append(added)
 
-    def _check_together(self, options: dict[str, Any]) -> None:
+    @classmethod
+    def _check_together(cls, options: dict[str, Any]) -> None:
         """Refuses options that do not go together."""
 
-    def _core_options(self, options: dict[str, Any]) -> dict[str, Any]:
+    @classmethod
+    def _core_options(cls, options: dict[str, Any]) -> dict[str, Any]:
         """The options in the compiled rule's words."""
         if "betas" in options:
             options = options | dict(zip(("beta1", "beta2"), options["betas"], strict=True))
@@ -376,7 +379,8 @@ class SGD(Optimizer):
                          nesterov=nesterov, lr_in_velocity=lr_in_velocity, l1=l1, max_value=max_value,
                          maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
 
-    def _check_together(self, options: dict[str, Any]) -> None:
+    @classmethod
+    def _check_together(cls, options: dict[str, Any]) -> None:
         if options["nesterov"] and (options["momentum"] == 0 or options["dampening"] != 0):
             raise ValueError("nesterov: expected momentum > 0 and dampening = 0 beside it")
         if options["lr_in_velocity"] and options["dampening"] != 0:
@@ -568,7 +572,8 @@ class AdamW(Optimizer):
                          epsilon_hat=epsilon_hat, l1=l1, l2=l2, max_value=max_value,
                          maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
 
-    def _core_options(self, options: dict[str, Any]) -> dict[str, Any]:
+    @classmethod
+    def _core_options(cls, options: dict[str, Any]) -> dict[str, Any]:
         return super()._core_options({**options, "decoupled_decay": options["weight_decay"]})
 
 
@@ -611,7 +616,8 @@ class NAdam(Optimizer):
                          l1=l1, l2=l2, max_value=max_value,
                          maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
 
-    def _core_options(self, options: dict[str, Any]) -> dict[str, Any]:
+    @classmethod
+    def _core_options(cls, options: dict[str, Any]) -> dict[str, Any]:
         decay = options["weight_decay"]
         if options["decoupled_weight_decay"]:
             return super()._core_options({**options, "decoupled_decay": decay})
@@ -652,5 +658,6 @@ class Lion(Optimizer):
                          max_value=max_value, maximize=maximize, max_norm=max_norm,
                          nonfinite=nonfinite)  # fmt: skip
 
-    def _core_options(self, options: dict[str, Any]) -> dict[str, Any]:
+    @classmethod
+    def _core_options(cls, options: dict[str, Any]) -> dict[str, Any]:
         return super()._core_options({**options, "decoupled_decay": options["weight_decay"]})

@@ -72,7 +72,7 @@ def im2col(x: Array, window: Pair, stride: Pair, pad: Pair, out: Pair) -> Array:
     patches = np.zeros((n, *out, *window, c), x.dtype)
     for i, j, rows, columns, ys, xs in _places(x.shape, window, stride, pad, out):
         patches[:, rows, columns, i, j] = x[:, ys, xs]
-    return patches.reshape(n * out[0] * out[1], -1)
+    return patches.reshape(n * out[0] * out[1], window[0] * window[1] * c)
 
 
 def col2im(patches: Array, shape: tuple[int, ...], window: Pair, stride: Pair, pad: Pair, out: Pair) -> Array:

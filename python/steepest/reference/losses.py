@@ -162,12 +162,13 @@ def softmax_cross_entropy(
     gradient[weight == 0] = 0
     per_block = max(1, SUM_BLOCK // n)
     blocks = []
-    for first in range(0, len(terms), per_block):
-        hi, lo = np.float64(0), np.float64(0)
-        for term, w in zip(terms[first : first + per_block], weight[first : first + per_block], strict=True):
-            if w != 0:
-                hi, lo = (np.float64(a) for a in add(hi, lo, term))
-        blocks.append((hi, lo))
+    with np.errstate(all="ignore"):
+        for first in range(0, len(terms), per_block):
+            hi, lo = np.float64(0), np.float64(0)
+            for term, w in zip(terms[first : first + per_block], weight[first : first + per_block], strict=True):
+                if w != 0:
+                    hi, lo = (np.float64(a) for a in add(hi, lo, term))
+            blocks.append((hi, lo))
     loss = combine(blocks)
     return (
         loss * _scale("mean", weight_sum) if reduction == "mean" else loss,
