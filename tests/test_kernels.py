@@ -23,12 +23,12 @@ pytestmark = pytest.mark.kernels
 
 Array = NDArray[Any]
 ROOT = Path(__file__).parents[1]
-CLASSES: dict[str, type[sp.Optimizer]] = {
+CLASSES: dict[str, Any] = {
     name: value
     for name, value in vars(optim).items()
     if inspect.isclass(value) and issubclass(value, optim.Optimizer) and value is not optim.Optimizer
 }
-MAKE = {  # a variant with all the state that the rule can have
+MAKE: dict[str, dict[str, Any]] = {  # a variant with all the state that the rule can have
     "SGD": {"momentum": 0.9},
     "RMSprop": {"momentum": 0.9, "centered": True},
     "Adam": {"amsgrad": True},

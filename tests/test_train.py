@@ -13,8 +13,8 @@ import pytest
 import sklearn.metrics
 
 import steepest as sp
+from steepest import _core, datasets, nn
 from steepest import metrics as ours
-from steepest import nn
 from steepest.callbacks import Callback
 from steepest.train import Trainer, on_probabilities, split_rows
 
@@ -117,6 +117,30 @@ def test_threads_change_nothing() -> None:
         sp.set_num_threads(kept)
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
+
+
+@pytest.mark.kernels
+def test_images_are_learned_and_threads_change_nothing() -> None:
+    x, y = datasets.load_digits()
+    results = []
+    for threads, units in ((1, 0), (3, 50)):
+        sp.set_num_threads(threads)
+        _core._share_blocks_of(units)
+        model = nn.Sequential(
+            [
+                *(nn.Conv2D(16, 3, padding="same"), nn.ReLU(), nn.MaxPool2D()),
+                *(nn.Flatten(), nn.Dense(32), nn.ReLU(), nn.Dropout(0.25), nn.Dense(10)),
+            ],
+            (8, 8, 1),
+        )
+        optimizer = sp.Adam(model.param_groups(), lr=3e-3)
+        t = Trainer(model, sp.losses.softmax_cross_entropy, optimizer, [accuracy])
+        history = quiet(t, x.reshape(-1, 8, 8), y, epochs=5, validation_split=0.3)
+        assert history.history["val_accuracy"][-1] > 0.9, history.history
+        results.append((model.params.copy(), t.predict(x.reshape(-1, 8, 8, 1)), history.history))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+    assert results[0][2] == results[1][2]
 
 
 def test_resuming_goes_on_as_if_never_stopped() -> None:

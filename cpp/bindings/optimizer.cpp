@@ -301,6 +301,7 @@ void Optimizer::step(const py::object& gradients, const py::object& scale) {
   const Turn turn(*this);
   const parallel::DefaultFloatMode mode;
   const Release work_until_return{work_};
+  work_.clear();  // in the child of a fork there may be the rest of another thread's step
   collect(gradients);
   apply_schedules();
   for (const Work& w : work_) {  // schedules and containers may be the user's code

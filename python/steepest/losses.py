@@ -84,6 +84,8 @@ def huber(
         >>> losses.huber(np.array([1.0, 2.0]), np.array([0.5, 4.0]))
         (0.8125, array([ 0.25, -0.5 ]))
     """
+    if not isinstance(delta, Real):
+        raise TypeError(f"delta: expected a number, got {type(delta).__name__}")
     if not 0 < delta < float("inf"):
         raise ValueError(f"delta: expected a finite number > 0, got {delta!r}")
     return _core.huber(prediction, target, _is_mean(reduction), sample_weight, out, delta)

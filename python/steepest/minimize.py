@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,8 @@ def minimize(
         raise TypeError(f"steps: expected an integer, got {type(steps).__name__}")
     if steps < 0:
         raise ValueError(f"steps: expected a number >= 0, got {steps!r}")
+    if not isinstance(tol, Real):
+        raise TypeError(f"tol: expected a number, got {type(tol).__name__}")
     if not tol >= 0:
         raise ValueError(f"tol: expected a number >= 0, got {tol!r}")
     x0 = np.asarray(x0)
@@ -62,7 +64,12 @@ def minimize(
     history: list[float] = []
     converged = False
     for step in range(steps + 1):
-        value, gradient = fun(x)
+        answer = fun(x)
+        if not isinstance(answer, tuple | list) or len(answer) != 2:
+            raise TypeError(f"fun: expected (value, gradient), got {type(answer).__name__}")
+        value, gradient = answer
+        if not isinstance(value, Real | np.ndarray):
+            raise TypeError(f"fun: expected a number as its value, got {type(value).__name__}")
         history.append(float(value))
         if not np.isfinite(value):
             raise FloatingPointError(f"fun: expected a finite value, got {value} at step {step}")

@@ -52,7 +52,7 @@ def ulps(actual: Array, expected: Array) -> tuple[float, int]:
     """
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return math.inf, 0
-    U = np.uint32 if actual.dtype == np.float32 else np.uint64
+    U: Any = np.uint32 if actual.dtype == np.float32 else np.uint64
     a, b = actual.ravel(), expected.ravel()
     differ = np.flatnonzero((a.view(U) != b.view(U)) & ~(np.isnan(a) & np.isnan(b)))
     if differ.size == 0:

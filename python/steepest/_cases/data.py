@@ -44,13 +44,13 @@ def pairs(values: Array) -> tuple[Array, Array]:
 def normal(rng: np.random.Generator, shape: Any, dtype: Any) -> Array:
     """Ordinary numbers, one in ten of them zero."""
     x = rng.standard_normal(shape) * (rng.random(shape) > 0.1)
-    return x.astype(dtype)
+    return np.asarray(x, dtype)
 
 
 def spread(rng: np.random.Generator, shape: Any, dtype: Any) -> Array:
     """Magnitudes from e^-40 to e^40: the squares of the smallest are subnormal in float32."""
     x = np.exp(rng.uniform(-40, 40, shape)) * rng.choice([-1.0, 1.0], shape)
-    return x.astype(dtype)
+    return np.asarray(x, dtype)
 
 
 def any_bits(rng: np.random.Generator, n: int, dtype: Any) -> Array:
