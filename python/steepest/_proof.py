@@ -29,20 +29,24 @@ class Proof(Callback):
         self.limit, self.steps, self.wrong = steps, 0, 0
 
     def on_train_begin(self, logs: dict[str, float]) -> None:
-        """Copies the weights that training starts from."""
-        self.formula = reference.RULES[type(self.trainer.optimizer).__name__]
-        self.weights = [group["params"].copy() for group in self.trainer.optimizer.param_groups]
-        self.states: list[dict[str, Any]] = [{} for _ in self.weights]
+        """Copies the weights and the state that training starts from."""
+        optimizer = self.trainer.optimizer
+        self.formula = reference.RULES[type(optimizer).__name__]
+        self.weights = [group["params"].copy() for group in optimizer.param_groups]
+        self.first = optimizer.steps
+        self.states: list[dict[str, Any]] = list(optimizer.state_dict()["state"].values()) if self.first else []
+        self.states = self.states or [{} for _ in self.weights]
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float]) -> None:
         """Repeats the step just made, whose gradients the model still holds."""
         if self.steps == self.limit or self.wrong:
             return
         groups, gradients = self.trainer.optimizer.param_groups, self.trainer.model.gradients()
+        step = self.first + self.steps
         for i, (group, gradient) in enumerate(zip(groups, gradients, strict=True)):
-            options = _options(group, self.steps)
+            options = _options(group, step)
             self.weights[i], self.states[i] = self.formula(
-                self.weights[i], gradient, self.states[i], self.steps + 1, **options
+                self.weights[i], gradient, self.states[i], step + 1, **options
             )
             bits = self.weights[i].view(np.uint32), group["params"].view(np.uint32)
             self.wrong += int(np.count_nonzero(np.not_equal(*bits)))
@@ -53,6 +57,8 @@ class Proof(Callback):
         weights = f"{sum(map(len, self.weights)):,} weights"
         if self.wrong:
             raise ProofError(f"proof: after step {self.steps}, {self.wrong:,} of {weights} differ from the reference's")
+        if not self.steps:
+            return "no step was made that could be repeated"
         return f"{self.steps} of its steps repeated with the NumPy reference: all {weights} identical, bit for bit"
 
 
@@ -80,13 +86,15 @@ def time_step(optimizer: Optimizer, gradients: Sequence[Array]) -> tuple[float, 
     def numpy_step() -> None:
         t = next(steps)
         for p, g, state, given in zip(theirs, gradients, states, options, strict=True):
-            formula(p, g, state, t, **given)
+            l1 = given["l1"]
+            formula(p, g + l1 * np.sign(p) if l1 else g, state, t, **given)
 
     calls: dict[str, Callable[[], None]] = {"ours": partial(fresh.step, gradients), "numpy": numpy_step}
     for call in calls.values():
         for _ in range(10):
             call()
-    if not all(np.allclose(p, q, rtol=1e-4, atol=1e-6) for p, q in zip(ours, theirs, strict=True)):
+    # A sign, of Lion or of an L1 penalty, may turn with a rounding.
+    if any(np.isclose(p, q, rtol=1e-4, atol=1e-6).mean() < 0.999 for p, q in zip(ours, theirs, strict=True)):
         raise ProofError("speed: the optimizer's step and NumPy's formula differ")
     seconds = take_turns(calls, 0.3)
     return 1e6 * seconds["ours"], 1e6 * seconds["numpy"]

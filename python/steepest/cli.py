@@ -1,4 +1,4 @@
-"""The command line: `steepest train | verify | bench | info`.
+"""The command line: `steepest train | evaluate | predict | verify | bench | info`.
 
 Exit codes: 0 done; 1 a proof failed; 2 an error, said in one line on stderr; 130 Ctrl-C; 141 the
 reader of the output went away.
@@ -7,44 +7,21 @@ reader of the output went away.
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, NamedTuple, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import numpy as np
 
 import steepest as sp
-from steepest import metrics, nn, reference, schedules
-from steepest._proof import Proof, ProofError, time_step
-from steepest._task import Task, load_task
-from steepest.train import Trainer
-
-
-class Settings(NamedTuple):
-    """What `steepest train` gives an optimizer unless told otherwise; None: the optimizer's own default."""
-
-    lr: float | None = None
-    weight_decay: float | None = None
-    options: Mapping[str, float] = MappingProxyType({})
-
-
-OPTIMIZERS = {name.lower(): name for name in reference.RULES}
-
-# Chosen on the validation parts of the digits and, for AdamW, of Fashion-MNIST; never on a test set.
-SETTINGS = {
-    "sgd": Settings(0.1, options={"momentum": 0.9}),
-    "momentum": Settings(1.0),
-    "rmsprop": Settings(2e-3),
-    "adagrad": Settings(5e-2),
-    "adam": Settings(3e-3),
-    "adamw": Settings(3e-3, weight_decay=0.1),
-    "nadam": Settings(3e-3),
-    "lion": Settings(5e-4, weight_decay=0.1),
-}
+from steepest._model_commands import evaluate, predict
+from steepest._proof import ProofError
+from steepest._settings import ACTIVATIONS, OPTIMIZERS, SCHEDULES
+from steepest._train_command import line, train
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +65,14 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    _add_train_options(command("train", train, "train a classifier and prove its steps exact"))
+    _add_train_options(command("train", train, "train a model and prove its steps exact"))
+    sub = command("evaluate", evaluate, "test a trained model on data")
+    _add_model_and_data(sub)
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+    sub.add_argument("--plot", help="draw the confusion matrix, or predicted over true values", metavar="FILE")
+    sub = command("predict", predict, "apply a trained model to data")
+    _add_model_and_data(sub)
+    sub.add_argument("--out", help="where to (default: standard output)", metavar="FILE")
     sub = command("verify", verify, "compare every kernel with its NumPy formula, bit for bit")
     sub.add_argument("--quick", action="store_true", help="fewer combinations of options")
     sub = command("bench", bench, "time the kernels against NumPy on this machine")
@@ -100,22 +84,65 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_train_options(parser: argparse.ArgumentParser) -> None:
-    def add(name: str, text: str, **options: Any) -> None:
-        parser.add_argument(name, help=text, **options)
+def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="what steepest train --out wrote", metavar="MODEL")
+    parser.add_argument("data", help="as for steepest train", metavar="DATA")
+    _add_header(parser)
 
-    sources = "folder of MNIST-format IDX files, or .npz file with X, y or x_train, y_train, ..."
-    add("--data", f"{sources} (default: the embedded digits)", metavar="PATH")
-    add("--optimizer", "default: %(default)s", choices=OPTIMIZERS, default="adamw")
+
+def _add_header(parser: Any) -> None:
+    header = "whether a CSV file's first row has the columns' names (default: judged by its words and numbers)"
+    parser.add_argument("--header", action=argparse.BooleanOptionalAction, help=header)
+
+
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
+    group: Any = parser.add_argument_group("data")
+
+    def add(name: str, text: str, **options: Any) -> None:
+        group.add_argument(name, help=text, **options)
+
+    sources = ".csv file, .npz file with X, y or x_train, y_train, ..., or folder of MNIST-format IDX files"
+    add("source", f"{sources} (default: the embedded digits)", nargs="?", metavar="DATA")
+    add("--data", "the same", metavar="DATA")
+    add("--target", "a CSV file's column to predict (default: the last)", metavar="COLUMN")
+    add("--ignore", "a CSV file's columns to leave out", type=_names, metavar="COLUMN[,...]")
+    _add_header(group)
+    tasks = "(default: classification for strings and a few whole numbers, else regression)"
+    add("--task", f"what to predict: a class or a number {tasks}", choices=("classification", "regression"))
+    add("--validation-split", "of the samples (default: 0.1)", type=_fraction, metavar="FRACTION")
+
+    group = parser.add_argument_group("model")
+    add("--hidden", "widths of the hidden layers, or none (default: 256,128)", type=_widths, metavar="N[,N...]")
+    add("--activation", "behind every hidden layer (default: relu)", choices=ACTIVATIONS)
+    add("--dropout", "rate behind every hidden layer (default: 0)", type=_fraction, metavar="RATE")
+    add("--from", "start from this trained model; a new last layer if the classes differ", metavar="MODEL")
+    add("--freeze", "of that model, the first N dense layers stay as they are", type=_count, metavar="N")
+
+    group = parser.add_argument_group("training")
     own = "(default: what suits the optimizer)"
+    add("--optimizer", "default: adamw", choices=OPTIMIZERS)
     add("--lr", f"peak learning rate {own}", type=_positive, metavar="RATE")
-    add("--weight-decay", f"of weights, not biases {own}", type=_not_negative, metavar="RATE")
-    widths = "widths of the hidden layers, or none (default: 256,128)"
-    add("--hidden", widths, type=_widths, default=(256, 128), metavar="N[,N...]")
+    plans = "; ".join(f"{name}: {plan.words}" for name, plan in SCHEDULES.items() if plan.words)
+    add("--schedule", f"of the learning rate (default: cosine). {plans}", choices=SCHEDULES)
+    length = "when cosine, linear and one-cycle end (default: --epochs); a resumed run keeps to it"
+    add("--schedule-epochs", length, type=_count, metavar="N")
     add("--epochs", "default: 40, or 10 from 10,000 samples up", type=_count, metavar="N")
-    add("--batch-size", "default: %(default)s", type=_count, default=32, metavar="N")
-    seed = "of the split, the initial weights and the order of samples (default: %(default)s)"
-    add("--seed", seed, type=_seed, default=0, metavar="N")
+    add("--batch-size", "default: 32", type=_count, metavar="N")
+    stopping = "stop after N epochs without a smaller validation loss, with the best epoch's weights"
+    add("--early-stopping", stopping, type=_count, metavar="N")
+    add("--l1", "L1 penalty of weights, not biases (default: 0)", type=_not_negative, metavar="RATE")
+    add("--weight-decay", f"of weights, not biases {own}", type=_not_negative, metavar="RATE")
+    weights = "balanced (rare classes count as much as frequent ones), or factors by label (default: 1)"
+    add("--class-weight", weights, type=_class_weights, metavar="LABEL=FACTOR[,...]")
+    seed = "of the split, the initial weights and the order of samples (default: 0)"
+    add("--seed", seed, type=_seed, metavar="N")
+
+    group = parser.add_argument_group("files")
+    add("--out", "keep the model here, saved as training goes on", metavar="NAME.safetensors")
+    resume = "go on with the run that --out is of, with its settings; only --epochs may be another"
+    add("--resume", resume, action="store_true")
+    add("--log", "write the figures of every epoch", metavar="FILE.csv")
+    add("--plot", "draw the losses", metavar="FILE.png")
 
 
 def _number(text: str, least: float, expected: str) -> float:
@@ -150,16 +177,36 @@ def _widths(text: str) -> tuple[int, ...]:
     return () if text == "none" else tuple(map(_count, text.split(",")))
 
 
+def _fraction(text: str) -> float:
+    value = _number(text, 0, "a number from 0 to below 1")
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, got {text!r}")
+    return value
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(next(csv.reader([text], skipinitialspace=True), []))
+
+
+def _class_weights(text: str) -> str | dict[str, float]:
+    if text == "balanced":
+        return text
+    pairs = [pair.rpartition("=") for pair in _names(text)]
+    if not all(label and equals for label, equals, _ in pairs):
+        raise argparse.ArgumentTypeError(f"expected balanced or LABEL=FACTOR, ..., got {text!r}")
+    return {label: _not_negative(factor) for label, _, factor in pairs}
+
+
 def info(args: argparse.Namespace) -> int:
     """Print what this build is made of and what it runs on."""
     build = sp._core.build_info()
     engines = "pool, openmp" if build["openmp"] else "pool; the compiler had no OpenMP"
-    _line("steepest", sp.__version__)
-    _line("isa", f"{build['isa']} (available: {', '.join(build['isas'])})")
-    _line("threads", f"{sp.get_num_threads()}")
-    _line("engine", f"{sp.get_threading()} (available: {engines})")
-    _line("compiler", build["compiler"])
-    _line("python", f"{platform.python_version()}, NumPy {np.__version__}, {platform.platform()}")
+    line("steepest", sp.__version__)
+    line("isa", f"{build['isa']} (available: {', '.join(build['isas'])})")
+    line("threads", f"{sp.get_num_threads()}")
+    line("engine", f"{sp.get_threading()} (available: {engines})")
+    line("compiler", build["compiler"])
+    line("python", f"{platform.python_version()}, NumPy {np.__version__}, {platform.platform()}")
     return 0
 
 
@@ -175,71 +222,3 @@ def bench(args: argparse.Namespace) -> int:
     from steepest import benchmarks
 
     return benchmarks.run(args.kernels or None, args.size, quick=args.quick, everything=args.all)
-
-
-def train(args: argparse.Namespace) -> int:
-    """Train a classifier and test it; time its optimizer's step; prove its steps exact."""
-    isa, threads = sp._core.build_info()["isa"], sp.get_num_threads()
-    print(f"steepest {sp.__version__}, {isa}, {threads} thread{'s' * (threads != 1)}", flush=True)
-    task = load_task(args.data, args.seed)
-    _line("data", task.data)
-    _line("split", task.split)
-    model = _model(args, task)
-    optimizer, epochs = _optimizer(args, task, model)
-
-    proof = Proof()
-    trainer = Trainer(model, sp.losses.softmax_cross_entropy, optimizer, [metrics.accuracy])
-    with np.errstate(over="ignore", invalid="ignore"):  # the trainer names a loss that is not finite
-        history = trainer.fit(
-            *task.train,
-            batch_size=args.batch_size,
-            epochs=epochs,
-            validation_data=task.validation,
-            seed=args.seed,
-            callbacks=[proof],
-        )
-    if history.interrupted:
-        raise KeyboardInterrupt
-
-    x, y = task.test
-    right = int(np.count_nonzero(trainer.predict(x).argmax(-1) == y))
-    _line("test accuracy", f"{right / len(y):.1%} ({right:,} of {len(y):,})")
-    ours, theirs = time_step(optimizer, model.gradients())
-    step = f"{OPTIMIZERS[args.optimizer]} step of this model"
-    _line("speed", f"{step} {ours:.1f} us, NumPy's formula {theirs:.1f} us: {theirs / ours:.1f} times as fast")
-    _line("proof", proof.result())
-    _line("next", "steepest verify    compare every kernel with its NumPy formula, bit for bit")
-    _line("", "steepest bench     time the kernels on this machine")
-    _line("", "steepest train --optimizer lion --hidden 128    (see steepest train --help)")
-    return 0
-
-
-def _model(args: argparse.Namespace, task: Task) -> nn.Sequential:
-    features = task.train[0].shape[1]
-    hidden = [layer for n in args.hidden for layer in (nn.Dense(n), nn.ReLU())]
-    model = nn.Sequential([*hidden, nn.Dense(task.classes)], features, seed=args.seed)
-    sizes = "-".join(map(str, (features, *args.hidden, task.classes)))
-    relu = ", ReLU" if hidden else ""
-    _line("model", f"{sizes}{relu}, {model.params.size:,} parameters, float32")
-    return model
-
-
-def _optimizer(args: argparse.Namespace, task: Task, model: nn.Sequential) -> tuple[sp.Optimizer, int]:
-    """The optimizer, with its schedule for the epochs; and those."""
-    samples = len(task.train[1])
-    epochs = args.epochs or (40 if samples < 10_000 else 10)
-    own = SETTINGS.get(args.optimizer, Settings())
-    decay = own.weight_decay if args.weight_decay is None else args.weight_decay
-    make = getattr(sp, OPTIMIZERS[args.optimizer])
-    optimizer: sp.Optimizer = make(model.param_groups(weight_decay=decay), **own.options)
-    peak = args.lr or own.lr or optimizer.lr
-    optimizer.lr = schedules.cosine(peak, steps=epochs * -(-samples // args.batch_size))
-    said = {**own.options, "weight decay": optimizer.param_groups[0]["weight_decay"]}
-    options = "".join(f", {name} {value:g}" for name, value in said.items() if value)
-    rate, plan = f"learning rate {peak:g} falling to 0 (cosine)", f"{epochs} epochs in batches of {args.batch_size}"
-    _line("optimizer", f"{OPTIMIZERS[args.optimizer]}, {rate}{options}; {plan}")
-    return optimizer, epochs
-
-
-def _line(label: str, text: str) -> None:
-    print(f"{label:<15}{text}", flush=True)

@@ -1,4 +1,4 @@
-"""Data to train on: the embedded digits, readers for IDX and NPZ files, and a stratified split.
+"""Data to train on: the embedded digits, readers for IDX, CSV and NPZ files, and a stratified split.
 
 Every reader returns plain NumPy arrays and loads no pickles. A file that is not what it claims to
 be is refused with a `ValueError` that names the file and what is wrong with it.
@@ -20,7 +20,9 @@ from typing import IO, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Splits", "load_digits", "load_idx_folder", "load_npz", "read_idx", "split"]
+from steepest._csv import load_csv
+
+__all__ = ["Splits", "load_csv", "load_digits", "load_idx_folder", "load_npz", "npz_inputs", "read_idx", "split"]
 
 Array: TypeAlias = NDArray[Any]
 Pair: TypeAlias = tuple[Array, Array]
@@ -253,6 +255,27 @@ def load_npz(path: PathLike) -> Splits:
     return Splits(train, validation, test)
 
 
+def npz_inputs(path: PathLike) -> Array:
+    """The samples alone of an `.npz` file as `load_npz` takes it: `x`, or `x_test`, which needs no `y`.
+
+    Raises as `load_npz` does.
+    """
+    path = Path(path)
+    arrays = _read_npz(path)
+    for name in ("x", "x_test"):
+        if name in arrays:
+            return _real_numbers(path, name, arrays[name])
+    raise ValueError(f"{path}: expected the array X or x_test, found {', '.join(sorted(arrays)) or 'neither'}")
+
+
+def _real_numbers(path: Path, name: str, x: Array) -> Array:
+    if x.ndim == 0 or len(x) == 0:
+        raise ValueError(f"{path}: {name}: expected samples, got shape {x.shape}")
+    if x.dtype.kind not in "buif":
+        raise ValueError(f"{path}: {name}: expected real numbers, got {x.dtype}")
+    return x
+
+
 def _npz_pair(path: Path, arrays: dict[str, Array], end: str) -> Pair | None:
     names = f"x{end}", f"y{end}"
     missing = [name for name in names if name not in arrays]
@@ -262,8 +285,7 @@ def _npz_pair(path: Path, arrays: dict[str, Array], end: str) -> Pair | None:
         raise ValueError(f"{path}: the array {missing[0]} is missing")
     x, y = (arrays[name] for name in names)
     _samples(str(path), x, y, *names)
-    if x.dtype.kind not in "buif":
-        raise ValueError(f"{path}: {names[0]}: expected real numbers, got {x.dtype}")
+    _real_numbers(path, names[0], x)
     if y.dtype.kind not in "buifSU":
         raise ValueError(f"{path}: {names[1]}: expected numbers or strings, got {y.dtype}")
     return x, y
