@@ -152,7 +152,7 @@ def test_keras_adagrad() -> None:
     def rule(w: Array, g: Array, learning_rate: float, t: int) -> Array:
         nonlocal accumulator
         accumulator = accumulator + g**2
-        return w - learning_rate * g / np.sqrt(accumulator + 1e-3)
+        return np.asarray(w - learning_rate * g / np.sqrt(accumulator + 1e-3))
 
     run(lambda p: sp.Adagrad(p, lr=rate, eps=1e-3, initial_accumulator_value=0.1, eps_inside_sqrt=True), rule)
 

@@ -52,7 +52,8 @@ def large_work() -> Callable[[], list[bytes]]:
         opt = sp.AdamW(params, max_norm=1.0)
         opt.step(grads)
         state = opt.state_dict()["state"].values()
-        results = [*params, *(entry[name] for entry in state for name in ("exp_avg", "exp_avg_sq")), np.array([opt.last_norm])]
+        moments = (entry[name] for entry in state for name in ("exp_avg", "exp_avg_sq"))
+        results = [*params, *moments, np.array([opt.last_norm])]
         for loss, g in (
             sp.losses.softmax_cross_entropy(logits, labels, out=gradient["logits"]),
             sp.losses.mse(x, y, out=gradient["x"]),

@@ -154,10 +154,15 @@ def test_a_signed_zero_is_a_difference_and_a_nan_is_a_nan() -> None:
     assert ulps(x, x.astype(np.float32))[0] == ulps(x, x[:3])[0] == np.inf
 
 
-def test_what_is_missing_is_seen() -> None:
-    case = Case("a case", {}, lambda: Expected({}), dict, 0)
-    wanted = Expected({"a": np.zeros(2), "b": np.zeros(1)}, {"b": Sum(0.0, 1.0)})
-    assert list(verify.compare(case, wanted, {"a": np.zeros(2)}, verify.Row())) == ["expected a, b; got a"]
+def test_what_is_missing_and_what_raises_is_seen() -> None:
+    def found(actual: Any) -> list[str]:
+        case = Case("a case", {}, lambda: Expected({}), actual, 0)
+        wanted = Expected({"a": np.zeros(2), "b": np.zeros(1)}, {"b": Sum(0.0, 1.0)})
+        return list(verify.violations(case, wanted, verify.Row()))
+
+    assert found(lambda: {"a": np.zeros(2)}) == ["expected a, b; got a"]
+    assert found(lambda: 1 / 0) == ["ZeroDivisionError: division by zero"]
+    assert found(lambda: {"a": np.zeros(2), "b": np.array([5.0])})[-1] == "b: 5.0 is 5 units from the exact 0.0"
 
 
 @pytest.mark.parametrize("fails", [False, True])
@@ -169,7 +174,7 @@ def test_settings_are_restored(fails: bool, monkeypatch: pytest.MonkeyPatch) -> 
     _core.set_num_threads(5)
     before = now()
     if fails:
-        monkeypatch.setattr(_core, "_log", None)
+        monkeypatch.setattr(verify, "violations", None)
         with pytest.raises(TypeError):
             verify.run(quick=True, kernels=["log"])
     else:

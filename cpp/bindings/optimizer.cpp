@@ -91,8 +91,8 @@ Tensor Optimizer::make_tensor(const py::object& array, const std::string& name, 
 }
 
 // Parameters and state arrays by address; refuses overlaps.
-std::vector<std::pair<const View*, const std::string*>> Optimizer::sorted_outputs(const std::vector<Tensor>& all) {
-  std::vector<std::pair<const View*, const std::string*>> outputs;
+std::vector<Optimizer::Output> Optimizer::sorted_outputs(const std::vector<Tensor>& all) {
+  std::vector<Output> outputs;
   for (const Tensor& tensor : all) {
     if (tensor.p.size == 0) continue;
     outputs.emplace_back(&tensor.p, &tensor.name);
@@ -162,10 +162,11 @@ Common Optimizer::read_common(const py::dict& options) {
   return c;
 }
 
-void Optimizer::check_overlap(const View& g, const std::string& name) const {
+// The parameter or state that a gradient overlaps, or null.
+const Optimizer::Output* Optimizer::overlapped(const View& g) const {
   const auto after = std::upper_bound(outputs_.begin(), outputs_.end(), g.begin(),
                                       [](const char* begin, auto& output) { return begin < output.first->end(); });
-  if (after != outputs_.end()) check_apart(g, name, *after->first, *after->second);
+  return after != outputs_.end() && after->first->begin() < g.end() && g.size > 0 ? &*after : nullptr;
 }
 
 // Whether the container still holds the tensor's array, and that its memory.
@@ -197,7 +198,8 @@ void Optimizer::collect_tensor(Tensor& tensor, const Group& group, std::size_t i
     return group.kind == Kind::single ? whole : key_name(whole, key);
   };
   const auto& p = tensor.p.array;
-  if (p.ndim() == 0 && py::isinstance(g, py::module_::import("numpy").attr("generic"))) {
+  if (p.ndim() == 0 && !py::isinstance<py::array>(g) &&
+      py::isinstance(g, py::module_::import("numpy").attr("generic"))) {
     g = py::module_::import("numpy").attr("asarray")(g);  // what arithmetic on 0-d arrays gives
   }
   Flaw flaw;
@@ -211,7 +213,7 @@ void Optimizer::collect_tensor(Tensor& tensor, const Group& group, std::size_t i
     throw py::value_error(name() + ": expected the memory order of " + tensor.name + ", got the other one; numpy." +
                           ((flags & c_order) != 0 ? "ascontiguousarray" : "asfortranarray") + "(x) has it");
   }
-  if (v->size > 0) check_overlap(*v, name());
+  if (const Output* output = overlapped(*v)) check_apart(*v, name(), *output->first, *output->second);
   work_.push_back({&tensor, *v, (work_.empty() ? 0 : work_.back().end) + v->size});
 }
 
@@ -229,8 +231,9 @@ void Optimizer::collect_group(std::size_t index, const py::object& gradients) {
     }
     for (std::size_t i = 0; i < group.keys.size(); ++i) {
       const py::object& key = group.keys[i];
-      if (!gradients.contains(key))
-        refuse("expected a gradient for " + std::string(py::repr(key)) + ", got none; None skips it");
+      const int is_there = PySequence_Contains(gradients.ptr(), key.ptr());
+      if (is_there < 0) throw py::error_already_set();
+      if (is_there == 0) refuse("expected a gradient for " + std::string(py::repr(key)) + ", got none; None skips it");
       collect_tensor(tensors_[group.first + i], group, i, gradients[key]);
     }
     if (py::len(gradients) != group.keys.size()) {
@@ -257,12 +260,14 @@ void Optimizer::collect(const py::object& gradients) {
     collect_group(0, gradients);
     return;
   }
-  const std::string expected = "grads: expected a sequence of " + std::to_string(groups_.size()) +
-                               (groups_.size() == 1 ? " entry" : " entries") + ", one for each param group, got ";
+  const auto expected = [&] {
+    return "grads: expected a sequence of " + std::to_string(groups_.size()) +
+           (groups_.size() == 1 ? " entry" : " entries") + ", one for each param group, got ";
+  };
   if (py::isinstance<py::array>(gradients) || !py::isinstance<py::sequence>(gradients)) {
-    throw py::type_error(expected + type_name(gradients));
+    throw py::type_error(expected() + type_name(gradients));
   }
-  if (py::len(gradients) != groups_.size()) throw py::value_error(expected + std::to_string(py::len(gradients)));
+  if (py::len(gradients) != groups_.size()) throw py::value_error(expected() + std::to_string(py::len(gradients)));
   for (std::size_t i = 0; i < groups_.size(); ++i) collect_group(i, gradients[py::int_(i)]);
 }
 

@@ -94,6 +94,7 @@ class Optimizer {
   friend class Turn;
 
   enum class Kind { single, sequence, mapping };
+  using Output = std::pair<const View*, const std::string*>;  // a parameter or a state, and the parameter's name
   struct Group {
     py::object container;
     Kind kind;
@@ -106,19 +107,19 @@ class Optimizer {
   static Common read_common(const py::dict& options);
   std::string group_name(const std::string& what, std::size_t group) const;
   Tensor make_tensor(const py::object& array, const std::string& name, std::size_t group) const;
-  static std::vector<std::pair<const View*, const std::string*>> sorted_outputs(const std::vector<Tensor>& all);
+  static std::vector<Output> sorted_outputs(const std::vector<Tensor>& all);
   void collect(const py::object& gradients);
   void collect_group(std::size_t group, const py::object& gradients);
   static bool is_in_place(const Group& group, const py::object& key, const Tensor& tensor);
   void collect_tensor(Tensor& tensor, const Group& group, std::size_t i, py::object g);
-  void check_overlap(const View& g, const std::string& name) const;
+  const Output* overlapped(const View& g) const;
   void apply_schedules();
   void read_state(std::size_t i, py::handle saved, Progress& progress, std::vector<View>& arrays) const;
   [[noreturn]] void raise_nonfinite() const;
 
   std::vector<Group> groups_;
   std::vector<Tensor> tensors_;
-  std::vector<std::pair<const View*, const std::string*>> outputs_;  // parameters and state by address
+  std::vector<Output> outputs_;  // parameters and state by address
   std::vector<Work> work_;
   Pins pins_;
   double max_norm_ = std::numeric_limits<double>::infinity();

@@ -589,7 +589,7 @@ class NAdam(Optimizer):
         >>> w = np.array([1.0])
         >>> sp.NAdam(w, lr=0.1).step(np.array([2.0]))
         >>> w.round(3)
-        array([0.847])
+        array([0.894])
     """
 
     _core_class = _core.NAdam

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steepest import _core
-from steepest._cases import DTYPES, KERNELS, Case, Expected, Results, ulps
+from steepest._cases import DTYPES, KERNELS, Case, Expected, ulps
 
 THREADS = 1, 2, 3, 7
 SUM_BOUND = 4  # units in the last place of the sum of the terms' magnitudes
@@ -47,9 +47,14 @@ class Row:
     violations: list[str] = field(default_factory=list)
 
 
-def compare(case: Case, expected: Expected, actual: Results, row: Row) -> Iterator[str]:
-    """Counts a case into the row, and says what is wrong with it."""
+def violations(case: Case, expected: Expected, row: Row) -> Iterator[str]:
+    """Runs a case, counts it into the row, and says what is wrong with it."""
     row.cases += 1
+    try:
+        actual = case.actual()
+    except Exception as raised:
+        yield f"{type(raised).__name__}: {raised}"
+        return
     if expected.values.keys() != actual.keys():
         yield f"expected {', '.join(expected.values)}; got {', '.join(actual)}"
         return
@@ -107,8 +112,7 @@ def check(
                     continue
                 _core._share_blocks_of(case.units)
                 row.violations += [
-                    f"{kernel} {dtype}, {setting}: {case.name}: {what}"
-                    for what in compare(case, wanted, case.actual(), row)
+                    f"{kernel} {dtype}, {setting}: {case.name}: {what}" for what in violations(case, wanted, row)
                 ]
                 if case.units:
                     ran = blocks.get(setting, [0] * setting.threads)
@@ -120,58 +124,54 @@ def check(
     return rows, blocks
 
 
-def run(
-    quick: bool = False,
-    *,
-    kernels: Collection[str] | None = None,
-    isas: Collection[str] | None = None,
-) -> int:
+def _print_row(kernel: str, dtype: Any, isa: str, row: Row) -> None:
+    sums = "" if row.sum_error is None else f"{row.sum_error:.2f}"
+    verdict = "FAILED" * bool(row.violations)
+    figures = f"{row.cases:>6,} {row.error:>7g} {sums:>7}  {verdict}"
+    print(f"{kernel:<22} {dtype!s:<8} {isa:<7} {figures}".rstrip(), flush=True)
+    for violation in row.violations[:SHOWN]:
+        print(f"  {violation}")
+    if (more := len(row.violations) - SHOWN) > 0:
+        print(f"  and {more:,} more")
+
+
+def run(quick: bool = False, *, kernels: Collection[str] | None = None, isas: Collection[str] | None = None) -> int:
     """Prints a table, a row for each kernel, dtype and ISA; returns 1 if anything is wrong, else 0.
 
-    `quick` takes fewer combinations of options. `kernels` and `isas` choose some.
+    `quick` takes fewer sizes and combinations of options. `kernels` and `isas` choose some.
     """
     started = time.perf_counter()
     build = _core.build_info()
     isas = build["isas"] if isas is None else isas
     kernels = KERNELS if kernels is None else kernels
-    engines = "pool, openmp" if build["openmp"] else "pool (this build has no OpenMP)"
     print(f"steepest {_core.__version__}: every kernel against its NumPy formula, bit for bit")
     print(f"ISAs      {', '.join(isas)}")
-    print(f"engines   {engines}")
+    print(f"engines   {'pool, openmp' if build['openmp'] else 'pool; the compiler had no OpenMP'}")
     print(f"threads   {', '.join(map(str, THREADS))}\n")
     print(f"{'':46}largest error, in ULP")
     print(f"{'kernel':<22} {'dtype':<8} {'ISA':<7} {'cases':>6} {'values':>7} {'sums':>7}")
 
-    total = Counter[str]()
-    blocks: dict[tuple[str, int], list[int]] = {}
+    cases = wrong = 0
+    blocks: dict[tuple[str, int], Counter[int]] = {}
     with settings_restored(), np.errstate(all="ignore"):
         for kernel, dtype in itertools.product(kernels, DTYPES):
             rows, ran = check(kernel, dtype, all_settings(isas), quick)
             for isa, row in rows.items():
-                sums = "" if row.sum_error is None else f"{row.sum_error:.2f}"
-                verdict = "FAILED" * bool(row.violations)
-                print(
-                    f"{kernel:<22} {dtype!s:<8} {isa:<7} {row.cases:>6,} {row.error:>7g} {sums:>7}  {verdict}".rstrip(),
-                    flush=True,
-                )
-                for violation in row.violations[:SHOWN]:
-                    print(f"  {violation}")
-                if (more := len(row.violations) - SHOWN) > 0:
-                    print(f"  and {more:,} more")
-                total.update(cases=row.cases, violations=len(row.violations))
+                _print_row(kernel, dtype, isa, row)
+                cases += row.cases
+                wrong += len(row.violations)
             for setting, counts in ran.items():
-                before = blocks.get(setting[1:], [0] * len(counts))
-                blocks[setting[1:]] = [a + b for a, b in zip(before, counts, strict=True)]
+                blocks.setdefault(setting[1:], Counter()).update(dict(enumerate(counts)))
 
+    print("\nsums: units in the last place of the sum of the terms' magnitudes, from math.fsum")
     if blocks:
         print("\nblocks that each thread ran")
-    for (engine, threads), counts in blocks.items():
+    for (engine, threads), by_thread in blocks.items():
         label = f"{threads} thread{'s' * (threads != 1)}"
-        print(f"{engine:<7} {label:<10}" + "".join(f" {n:>9,}" for n in counts))
-    print(f"\nsums: distance from math.fsum in units in the last place of the terms' magnitudes; at most {SUM_BOUND}")
+        print(f"{engine:<7} {label:<10}" + "".join(f" {by_thread[i]:>9,}" for i in range(threads)))
     seconds = f"({time.perf_counter() - started:.0f} s)"
-    if total["violations"]:
-        print(f"FAILED: {total['violations']:,} violations in {total['cases']:,} cases {seconds}")
+    if wrong:
+        print(f"\nFAILED: {wrong:,} violations in {cases:,} cases of {len(kernels)} kernels {seconds}")
         return 1
-    print(f"verified: {total['cases']:,} cases of {len(kernels)} kernels, no difference {seconds}")
+    print(f"\nverified: {cases:,} cases of {len(kernels)} kernels, no difference {seconds}")
     return 0

@@ -34,8 +34,8 @@ class Expected:
 class Case:
     """Some options and data for a kernel.
 
-    `units` is the size of the blocks that threads share, small enough for seven of them; 0 where the
-    kernel runs on one thread.
+    `units` is the size of the blocks that threads share: elements, or for what works in blocks of its own
+    blocks of these; 0 where one thread will do.
     """
 
     name: str

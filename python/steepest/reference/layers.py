@@ -44,7 +44,7 @@ def mask(activation: str, grad: Array, y: Array, alpha: float = 0.0) -> Array:
 def dropout(x: Array, uniform: Array, rate: float) -> Array:
     """x / (1 - rate) where uniform < 1 - rate, else 0."""
     T = x.dtype.type
-    return np.where(uniform < T(1 - rate), x * T(1 / (1 - rate)), T(0))
+    return np.asarray(np.where(uniform < T(1 - rate), x * T(1 / (1 - rate)), T(0)))
 
 
 def _places(
