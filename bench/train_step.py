@@ -84,7 +84,7 @@ def sklearn() -> Callable[[], object]:
 
     x, y = data()
     model = MLPClassifier((128,), batch_size=BATCH, alpha=0)
-    return lambda: model.partial_fit(x, y, np.arange(10))
+    return lambda: model.partial_fit(x, y, classes=np.arange(10))
 
 
 CONTENDERS = {run.__name__: run for run in (steepest, steepest_loop, torch, sklearn)}

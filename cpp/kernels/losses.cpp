@@ -161,17 +161,20 @@ inline bool is_masked(T e) {
 // Both are arranged so that nothing cancels where the answer is confident and right. A class with x = -infinity is
 // masked: e is marked as -0, it takes no part in the smoothing, and its gradient is 0 unless it is the target.
 template <class T>
-inline T subtract_max(const T* x, T* d, std::ptrdiff_t n) {
-  const T m = row_max(x, n);
+inline void subtract_max(const T* x, T m, T* d, std::ptrdiff_t n) {
+  using F = Float<T>;
 #pragma omp simd
-  for (std::ptrdiff_t j = 0; j < n; ++j) d[j] = x[j] - m;
-  return m;
+  for (std::ptrdiff_t j = 0; j < n; ++j) {
+    d[j] = x[j] == -F::infinity ? x[j] : larger(x[j] - m, -F::largest);  // a finite difference may overflow
+  }
 }
 
-// -d summed over the classes that are not masked
+// m - x summed over the classes that are not masked
 template <class T>
-inline double sum_of_distances(const T* d, std::ptrdiff_t n) {
-  return value(sum_terms(n, [=](std::ptrdiff_t j) { return d[j] == -Float<T>::infinity ? T(0) : -d[j]; }));
+inline double sum_of_distances(const T* x, T m, std::ptrdiff_t n) {
+  const double top = static_cast<double>(m);
+  return value(sum_terms(
+      n, [=](std::ptrdiff_t j) { return x[j] == -Float<T>::infinity ? 0.0 : top - static_cast<double>(x[j]); }));
 }
 
 template <class T>
@@ -217,18 +220,20 @@ Sum softmax_cross_entropy(const SoftmaxRows<T>& a) noexcept {
     T* d = a.gradient + i * n;
     const std::int64_t label = a.labels != nullptr ? a.labels[i] : 0;
     const double x_y = label >= 0 ? static_cast<double>(x[label]) : 0;
-    const T m = subtract_max(x, d, n);
-    to_label[i] = static_cast<double>(m) - x_y;
+    const T m = row_max(x, n);
+    const double top = static_cast<double>(m);
+    to_label[i] = top - x_y;
     if (a.probabilities != nullptr) {
       const T* q = a.probabilities + i * n;
       const bool divergence = a.divergence;
       to_label[i] = value(sum_terms(n, [=](std::ptrdiff_t j) __attribute__((always_inline)) {
         const double t = static_cast<double>(q[j]);
-        const double distance = (divergence ? logarithm(t) : 0) - static_cast<double>(d[j]);
+        const double distance = (divergence ? logarithm(t) : 0) + (top - static_cast<double>(x[j]));
         return t == 0 ? 0 : t * distance;
       }));
     }
-    to_all[i] = a.smoothing == 0 ? 0 : sum_of_distances(d, n);
+    to_all[i] = a.smoothing == 0 ? 0 : sum_of_distances(x, m, n);
+    subtract_max(x, m, d, n);  // d may be x: whatever needs x comes before
   }
 
   T* const e = a.gradient;

@@ -24,7 +24,7 @@ struct Float<float> {
   using Bits = std::uint32_t;
   static constexpr int mantissa = 23;
   static constexpr Bits bias = 127;
-  static constexpr float min_normal = 0x1p-126f;
+  static constexpr float min_normal = 0x1p-126f, largest = 0x1.fffffep127f;
   static constexpr float infinity = __builtin_inff();
   static constexpr float nan = __builtin_nanf("");
   static constexpr float magic = 0x1.8p23f;  // adding it rounds to an integer, which then stands in the low bits
@@ -42,7 +42,7 @@ struct Float<double> {
   using Bits = std::uint64_t;
   static constexpr int mantissa = 52;
   static constexpr Bits bias = 1023;
-  static constexpr double min_normal = 0x1p-1022;
+  static constexpr double min_normal = 0x1p-1022, largest = 0x1.fffffffffffffp1023;
   static constexpr double infinity = __builtin_inf();
   static constexpr double nan = __builtin_nan("");
   static constexpr double magic = 0x1.8p52;

@@ -15,7 +15,8 @@ from steepest._cases.data import LARGE, LINE, SIZES, normal, pairs, placed, spec
 
 STEPS = 3
 SKIPPED = (0,)  # steps in which the tensors that lag have no gradient
-ELEMENTS_PER_BLOCK = 1501
+ELEMENTS_PER_BLOCK = 1001
+SPECIAL = -1  # the size of a tensor in which special values meet
 
 PENALTIES: list[Options] = [{}, {"l1": 0.01}, {"l2": 0.02}, {"l1": 0.01, "l2": 0.02}]
 FUSED: list[Options] = [
@@ -94,11 +95,13 @@ class Tensors:
         self.slices: list[slice] = []
         values: list[list[Array]] = []
         end = 0
-        sizes = list(itertools.product((*SIZES, *LARGE), (0, 1)))[:: 3 if quick else 1]
-        for n, start in (*sizes, (-1, 0), (-1, 1)):
+        sizes = list(itertools.product(SIZES, (0, 1)))[:: 3 if quick else 1]
+        for n, start in (*sizes, *zip(LARGE, (0, 1) * 2, strict=True), (SPECIAL, 0), (SPECIAL, 1)):
             make = (normal, spread)[len(values) // 3 % 2]
-            made = [make(rng, n, dtype) for _ in range(1 + STEPS)] if n >= 0 else []
-            values.append(made or [special_p, *(np.roll(special_g, k) for k in range(STEPS))])
+            if n == SPECIAL:
+                values.append([special_p, *(np.roll(special_g, k) for k in range(STEPS))])
+            else:
+                values.append([make(rng, n, dtype) for _ in range(1 + STEPS)])
             begin = -(-end // step) * step + start
             end = begin + len(values[-1][0])
             self.slices.append(slice(begin, end))

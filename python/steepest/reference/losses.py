@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from steepest.reference.functions import Array, exp, log, log1p, sgn
+from steepest.reference.functions import Array, exp, larger, log, log1p, sgn
 from steepest.reference.sums import SUM_BLOCK, add, combine, row_sums, total, value
 
 
@@ -128,8 +128,9 @@ def softmax_cross_entropy(
 
     with np.errstate(all="ignore"):
         top = np.max(np.where(np.isnan(x), T(-np.inf), x), axis=1)
-        d = x - top[:, None]
-        masked = d == -np.inf
+        masked = x == -np.inf
+        d = np.where(masked, x, larger(x - top[:, None], -np.finfo(dtype).max))
+        distance = top[:, None].astype(np.float64) - x.astype(np.float64)
         e = np.where(masked, zero, exp(d))
         count = np.count_nonzero(e == 1, axis=1)
         rest = sums(np.where(e == 1, zero, e)) + (count - 1.0)
@@ -138,10 +139,10 @@ def softmax_cross_entropy(
         to_all = np.zeros(len(x))
         if label_smoothing:
             uniform = label_smoothing / np.count_nonzero(~masked, axis=1)
-            to_all = sums(np.where(masked, zero, -d))
+            to_all = sums(np.where(masked, 0.0, distance))
         mass = np.ones(len(x))
         if is_label:
-            to_label = top.astype(np.float64) - x[rows, y].astype(np.float64)
+            to_label = distance[rows, y]
             even = (uniform * scale).astype(dtype)[:, None]
             gradient = e * (scale / whole).astype(dtype)[:, None] - np.where(masked, zero, even)
             smoothed = label_smoothing - np.where(masked[rows, y], 0, uniform)
@@ -151,7 +152,7 @@ def softmax_cross_entropy(
             q = labels.reshape(-1, n)
             mass = keep * sums(q) + label_smoothing
             q_double = q.astype(np.float64)
-            distance = (log(q_double) if divergence else 0.0) - d.astype(np.float64)
+            distance = (log(q_double) if divergence else 0.0) + distance
             to_label = sums(np.where(q == 0, 0.0, q_double * distance))
             t = T(keep) * q + np.where(masked, zero, uniform.astype(dtype)[:, None])
             mass_t, rest_t, whole_t = (a.astype(dtype)[:, None] for a in (mass, rest, whole))
