@@ -130,9 +130,7 @@ def test_regression_equals_sklearn(case: tuple[Any, Any, Any]) -> None:
 
 @settings(deadline=None)
 @given(scored(1), st.data())
-def test_average_precision_of_two_classes_equals_sklearn(
-    case: tuple[Any, Any], data: st.DataObject
-) -> None:
+def test_average_precision_of_two_classes_equals_sklearn(case: tuple[Any, Any], data: st.DataObject) -> None:
     score, w = case
     two: list[list[Any]] = [[0, 1], ["ham", "spam"], [False, True]]
     alphabet = data.draw(st.sampled_from(two))
@@ -147,9 +145,7 @@ def test_average_precision_of_two_classes_equals_sklearn(
 
 @settings(deadline=None)
 @given(scored(3), st.sampled_from(["macro", "micro", "weighted"]), st.data())
-def test_average_precision_of_columns_equals_sklearn(
-    case: tuple[Any, Any], average: Any, data: st.DataObject
-) -> None:
+def test_average_precision_of_columns_equals_sklearn(case: tuple[Any, Any], average: Any, data: st.DataObject) -> None:
     score, w = case
     options = {"average": average, "sample_weight": w}
     rows = st.lists(st.integers(0, 1), min_size=score.size, max_size=score.size)

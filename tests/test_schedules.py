@@ -203,9 +203,7 @@ CASES = [
     Case(
         "one_cycle(0.9, 110, pct_start=0.4, div_factor=9, three_phase=True)",
         {0: 0.1, 43: 0.9, 86: 0.1, 109: 1e-5, 110: 1e-5},
-        torch=lambda s, o: s.OneCycleLR(
-            o, 0.9, total_steps=110, pct_start=0.4, div_factor=9, three_phase=True
-        ),
+        torch=lambda s, o: s.OneCycleLR(o, 0.9, total_steps=110, pct_start=0.4, div_factor=9, three_phase=True),
         until=109,
     ),
     Case(

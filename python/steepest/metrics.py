@@ -37,9 +37,7 @@ Floats = NDArray[np.float64]
 Average = Literal["binary", "micro", "macro", "weighted"]
 
 
-def accuracy(
-    y_true: ArrayLike, y_pred: ArrayLike, *, sample_weight: ArrayLike | None = None
-) -> float:
+def accuracy(y_true: ArrayLike, y_pred: ArrayLike, *, sample_weight: ArrayLike | None = None) -> float:
     """The fraction of labels that are right.
 
         sum_i w_i [y_i = p_i] / sum_i w_i
@@ -382,9 +380,7 @@ def _counts(
         true, predicted = _is_positive(pos_label, true, predicted)
         labels = [1]
     elif average not in ("micro", "macro", "weighted"):
-        raise ValueError(
-            f"average: expected 'binary', 'micro', 'macro' or 'weighted', got {average!r}"
-        )
+        raise ValueError(f"average: expected 'binary', 'micro', 'macro' or 'weighted', got {average!r}")
     classes = _classes(labels, true, predicted)
     k = len(classes)
 
@@ -434,9 +430,7 @@ def _classes(labels: ArrayLike | None, *given: Array) -> Array:
     if len(np.unique(classes)) < len(classes):
         raise ValueError(f"labels: expected each class once, got {classes.tolist()}")
     if _is_text(classes) != _is_text(given[0]):
-        raise TypeError(
-            f"labels: expected the kind of y_true, {given[0].dtype}, got {classes.dtype}"
-        )
+        raise TypeError(f"labels: expected the kind of y_true, {given[0].dtype}, got {classes.dtype}")
     return classes
 
 
@@ -462,9 +456,7 @@ def _labels(name: str, values: ArrayLike) -> Array:
     if y.dtype == object and all(isinstance(v, str) for v in y.flat):
         y = y.astype(str)
     if y.ndim != 1:
-        raise ValueError(
-            f"{name}: expected class labels (n,), got {y.shape}; of scores, take argmax(axis=1)"
-        )
+        raise ValueError(f"{name}: expected class labels (n,), got {y.shape}; of scores, take argmax(axis=1)")
     if y.size == 0:
         raise ValueError(f"{name}: expected at least one label, got none")
     if y.dtype.kind not in "biufUT":

@@ -107,9 +107,7 @@ def step(lr: float, step_size: int, gamma: float = 0.1) -> Schedule:
     >>> halved(9), halved(10), halved(20)
     (1.0, 0.5, 0.25)
     """
-    return _Schedule(
-        _step, _rate("lr", lr), _count("step_size", step_size), _positive("gamma", gamma)
-    )
+    return _Schedule(_step, _rate("lr", lr), _count("step_size", step_size), _positive("gamma", gamma))
 
 
 def _step(lr: float, step_size: int, gamma: float, t: int) -> float:
@@ -156,9 +154,7 @@ def piecewise_constant(boundaries: Iterable[int], values: Iterable[float]) -> Sc
     steps = _increasing("boundaries", boundaries)
     rates = tuple(_rate(f"values[{i}]", v) for i, v in enumerate(_tuple("values", values)))
     if len(rates) != len(steps) + 1:
-        raise ValueError(
-            f"values: expected one more than boundaries, {len(steps) + 1}, got {len(rates)}"
-        )
+        raise ValueError(f"values: expected one more than boundaries, {len(steps) + 1}, got {len(rates)}")
     return _Schedule(_piecewise_constant, steps, rates)
 
 
@@ -230,9 +226,7 @@ def _inverse_time(lr: float, rate: float, steps: int, staircase: bool, t: int) -
     return lr / (1.0 + rate * (t // steps if staircase else t / steps))
 
 
-def cosine(
-    lr: float, steps: int, warmup: int = 0, *, start: float = 0.0, end: float = 0.0
-) -> Schedule:
+def cosine(lr: float, steps: int, warmup: int = 0, *, start: float = 0.0, end: float = 0.0) -> Schedule:
     """From `lr` to `end` along half a cosine, after a linear warm-up from `start`.
 
         start + (lr - start) t / warmup                    for t < warmup
@@ -253,9 +247,7 @@ def cosine(
     steps, warmup = _count("steps", steps), _count("warmup", warmup, least=0)
     if warmup >= steps:
         raise ValueError(f"warmup: expected fewer than steps={steps}, got {warmup}")
-    return _Schedule(
-        _cosine, _rate("lr", lr), steps, warmup, _rate("start", start), _rate("end", end)
-    )
+    return _Schedule(_cosine, _rate("lr", lr), steps, warmup, _rate("start", start), _rate("end", end))
 
 
 def _cosine(lr: float, steps: int, warmup: int, start: float, end: float, t: int) -> float:
@@ -381,9 +373,7 @@ def join(schedules: Iterable[Schedule], milestones: Iterable[int]) -> Schedule:
     if not parts:
         raise ValueError("schedules: expected at least one, got none")
     if len(parts) != len(steps) + 1:
-        raise ValueError(
-            f"milestones: expected one fewer than schedules, {len(parts) - 1}, got {len(steps)}"
-        )
+        raise ValueError(f"milestones: expected one fewer than schedules, {len(parts) - 1}, got {len(steps)}")
     return _Schedule(_join, parts, steps)
 
 
