@@ -19,8 +19,10 @@
 namespace steepest::parallel {
 namespace {
 
-// Measured: below about 64 Ki parameters of AdamW (28 bytes each) two threads are no faster than one.
+// About 64 Ki parameters of AdamW (28 bytes each): from here on letting go of the GIL pays.
 constexpr std::ptrdiff_t kSerialBytes = 2 << 20;
+// Beside other work the second thread must first be woken: below this it then costs more than it brings.
+constexpr std::ptrdiff_t kParallelBytes = 10 << 20;
 // A block must be worth its ticket, and small enough that nobody waits long for the last one.
 constexpr std::ptrdiff_t kMinBlockBytes = 128 << 10, kMaxBlockBytes = 2 << 20;
 constexpr int kBlocksPerThread = 4;
@@ -246,7 +248,7 @@ void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) noexcept {
   const std::ptrdiff_t shared_block = settings.shared_block.load();
   if (shared_block > 0) {
     job.block = shared_block;
-  } else if (!is_large(bytes)) {
+  } else if (bytes < kParallelBytes) {
     job.block = std::max<std::ptrdiff_t>(job.units, 1);
   }
   const int team = static_cast<int>(std::min<std::ptrdiff_t>(threads(), blocks_of(job)));

@@ -21,7 +21,7 @@ void set_threads(int);  // 1 .. kMaxThreads
 // How many forks lie between this process and the one that loaded the library.
 std::uint64_t forks();
 
-// Work below this many bytes is done by the caller alone: waking another thread would cost more.
+// Whether work of so many bytes is worth letting go of the GIL.
 bool is_large(std::ptrdiff_t bytes);
 
 // For tests: blocks of `units` however small the work, and no thread runs a second one before each has run one; 0
