@@ -20,7 +20,7 @@ namespace steepest::parallel {
 namespace {
 
 // About 64 Ki parameters of AdamW (28 bytes each): from here on letting go of the GIL pays.
-constexpr std::ptrdiff_t kSerialBytes = 2 << 20;
+constexpr std::ptrdiff_t kUnlockBytes = 2 << 20;
 // Beside other work the second thread must first be woken: below this it then costs more than it brings.
 constexpr std::ptrdiff_t kParallelBytes = 10 << 20;
 // A block must be worth its ticket, and small enough that nobody waits long for the last one.
@@ -226,7 +226,7 @@ void set_threads(int n) { settings.threads.store(n); }
 
 std::uint64_t forks() { return settings.forks.load(); }
 
-bool is_large(std::ptrdiff_t bytes) { return bytes >= kSerialBytes; }
+bool is_large(std::ptrdiff_t bytes) { return bytes >= kUnlockBytes; }
 
 void share_blocks_of(std::ptrdiff_t units) {
   for (auto& count : counts) count.store(0);
