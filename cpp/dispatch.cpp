@@ -12,13 +12,14 @@
 
 namespace steepest {
 
-#define STEEPEST_DECLARE(isa)                        \
-  extern const RuleKernels<float> rules_f32_##isa;   \
-  extern const RuleKernels<double> rules_f64_##isa;  \
-  extern const LossKernels<float> losses_f32_##isa;  \
-  extern const LossKernels<double> losses_f64_##isa; \
-  extern const LayerKernels<float> layers_f32_##isa; \
-  extern const LayerKernels<double> layers_f64_##isa;
+#define STEEPEST_DECLARE(isa)                         \
+  extern const RuleKernels<float> rules_f32_##isa;    \
+  extern const RuleKernels<double> rules_f64_##isa;   \
+  extern const LossKernels<float> losses_f32_##isa;   \
+  extern const LossKernels<double> losses_f64_##isa;  \
+  extern const LayerKernels<float> layers_f32_##isa;  \
+  extern const LayerKernels<double> layers_f64_##isa; \
+  extern const QuantizedKernels quantized_f32_##isa;
 STEEPEST_FOR_EACH_ISA(STEEPEST_DECLARE)
 #undef STEEPEST_DECLARE
 
@@ -69,10 +70,11 @@ bool has_neon() { return true; }
 
 #endif
 
-#define STEEPEST_ENTRY(isa) \
-  {#isa,                    \
-   has_##isa,               \
-   {rules_f32_##isa, rules_f64_##isa, losses_f32_##isa, losses_f64_##isa, layers_f32_##isa, layers_f64_##isa}},
+#define STEEPEST_ENTRY(isa)                                                                                   \
+  {#isa,                                                                                                      \
+   has_##isa,                                                                                                 \
+   {rules_f32_##isa, rules_f64_##isa, losses_f32_##isa, losses_f64_##isa, layers_f32_##isa, layers_f64_##isa, \
+    quantized_f32_##isa}},
 const auto& all_isas() {
   static const Isa all[] = {STEEPEST_FOR_EACH_ISA(STEEPEST_ENTRY)};  // without a destructor: used while others exit
   return all;

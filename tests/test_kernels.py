@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import steepest as sp
 from steepest import _core, optim, reference, verify
-from steepest._cases import DTYPES, KERNELS, optimizers, ulps
+from steepest._cases import DTYPES, KERNELS, PAIRS, optimizers, ulps
 from steepest._cases.data import pairs, special_values
 
 pytestmark = pytest.mark.kernels
@@ -50,8 +50,7 @@ def assert_same(actual: Array, expected: Array) -> None:
 # The table
 
 
-@parametrize_dtypes
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("kernel", "dtype"), PAIRS, ids=str)
 def test_every_case_has_the_bits_of_its_formula(kernel: str, dtype: Any) -> None:
     """On every ISA, and among threads; `verify` does the same with every engine and number of threads."""
     isas = _core.build_info()["isas"]
@@ -113,7 +112,8 @@ def test_every_rule_has_its_six_places() -> None:
 
 
 def test_every_kernel_is_in_the_table() -> None:
-    fields = {*kernel_fields("LossKernels"), *kernel_fields("LayerKernels")} - {"sum", "sum_of_squares"}
+    structs = "LossKernels", "LayerKernels", "QuantizedKernels"
+    fields = {field for struct in structs for field in kernel_fields(struct)} - {"sum", "sum_of_squares"}
     assert len(fields) >= 6
     assert fields <= KERNELS.keys()
     assert KERNELS.keys() - fields == reference.RULES.keys() | {"global_norm", "kl_divergence"}

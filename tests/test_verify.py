@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from steepest import _core, losses, optim, reference, verify
-from steepest._cases import KERNELS, Expected, Sum, ulps
+from steepest._cases import KERNELS, PAIRS, Expected, Sum, ulps
 from steepest._cases.case import Case
 
 pytestmark = pytest.mark.kernels
@@ -21,7 +21,7 @@ ISAS: list[str] = _core.build_info()["isas"]
 def nudge(x: Any, at: int = 0) -> None:
     """Changes an element by a unit in the last place."""
     flat = x.reshape(-1)
-    flat[at] = np.nextafter(flat[at], x.dtype.type(np.inf))
+    flat[at] = flat[at] ^ 1 if x.dtype.kind == "u" else np.nextafter(flat[at], x.dtype.type(np.inf))
 
 
 def test_all_is_verified(capsys: pytest.CaptureFixture[str]) -> None:
@@ -29,7 +29,7 @@ def test_all_is_verified(capsys: pytest.CaptureFixture[str]) -> None:
     lines = capsys.readouterr().out.splitlines()
     for kernel in KERNELS:
         rows = [line.split() for line in lines if line.startswith(f"{kernel} ")]
-        assert [row[1:3] for row in rows] == [[dtype, isa] for dtype in ("float32", "float64") for isa in ISAS]
+        assert [row[1:3] for row in rows] == [[str(dtype), isa] for k, dtype in PAIRS if k == kernel for isa in ISAS]
         for _, _, _, cases, error, *sums in rows:
             assert int(cases.replace(",", "")) > 10
             assert error == "0"
@@ -64,7 +64,7 @@ def faulty(kernel: str, monkeypatch: pytest.MonkeyPatch, is_on: Callable[[], boo
             nudge(arrays[0], arrays[0].size // 2)
 
     def touch_output(_: None, *args: Any, **kwargs: Any) -> None:
-        arrays = [x for x in (*args, *kwargs.values()) if isinstance(x, np.ndarray) and x.dtype.kind == "f"]
+        arrays = [x for x in (*args, *kwargs.values()) if isinstance(x, np.ndarray) and x.dtype.kind in "fu"]
         images = kernel in ("mask", "col2im", "avg_pool_backward", "max_pool_backward")
         output = arrays[0] if images else arrays[-1]
         if output.size > 1:
@@ -76,6 +76,9 @@ def faulty(kernel: str, monkeypatch: pytest.MonkeyPatch, is_on: Callable[[], boo
         plant(losses, kernel, touch_result)
     elif kernel in ("exp", "log", "log1p"):
         plant(_core, f"_{kernel}", touch_result)
+    elif kernel == "value_range":
+        plain = _core.value_range
+        monkeypatch.setattr(_core, kernel, lambda x: (plain(x)[0], plain(x)[1] + 1) if is_on() else plain(x))
     elif kernel == "global_norm":
         original = _core.global_norm
         monkeypatch.setattr(_core, kernel, lambda x: float(np.nextafter(original(x), 9)) if is_on() else original(x))
@@ -98,7 +101,7 @@ def test_a_fault_is_seen_and_named(
     assert verify.run(quick=True, kernels=[kernel]) == 1
     out = capsys.readouterr().out
     many = "s" * (threads > 1)
-    for dtype in ("float32", "float64"):
+    for dtype in (str(dtype) for name, dtype in PAIRS if name == kernel):
         row, first = re.findall(rf"^({kernel} +{dtype} +{ISAS[-1]} .*)\n  (.*)$", out, re.MULTILINE)[0]
         assert row.endswith("FAILED")
         assert first.startswith(f"{kernel} {dtype}, {ISAS[-1]}, pool engine, {threads} thread{many}: ")

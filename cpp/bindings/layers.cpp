@@ -1,9 +1,7 @@
 // What the layers of steepest.nn call: checks the arrays, drops the GIL, runs row by row or image by image.
 #include "../dispatch.hpp"
-#include "../parallel.hpp"
-#include "arrays.hpp"
-#include "gil.hpp"
 #include "module.hpp"
+#include "windows.hpp"
 
 namespace steepest {
 namespace {
@@ -26,19 +24,6 @@ View c_view(const py::object& object, const char* name, Use use) {
   return v;
 }
 
-// Runs f(begin, end) over parts of 0..units, without the GIL where that pays.
-template <class F>
-void run(std::ptrdiff_t units, std::ptrdiff_t bytes_per_unit, const std::vector<const View*>& views, const F& f) {
-  if (units == 0 || bytes_per_unit == 0) return;
-  Pins pins;
-  std::optional<WithoutGil> release;
-  if (parallel::is_large(units * bytes_per_unit)) {
-    for (const View* v : views) pins.pin(v->array);
-    release.emplace();
-  }
-  parallel::for_ranges(units, bytes_per_unit, f);
-}
-
 Activation activation(const std::string& name) {
   if (name == "identity") return Activation::identity;
   if (name == "relu") return Activation::relu;
@@ -53,7 +38,7 @@ void activate(Activation f, const View& x, const View* bias, double alpha, const
   const std::ptrdiff_t rows = columns == 0 ? 0 : x.size / columns;
   const auto kernel = layers<T>().activate;
   const T* const b = bias != nullptr ? bias->as<const T>() : nullptr;
-  run(rows, columns * 8, {&x, &y}, [=, &x, &y](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+  run(rows, columns * 8, {x.array, y.array}, [=, &x, &y](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
     kernel(f, x.as<const T>() + begin * columns, b, static_cast<T>(alpha), y.as<T>() + begin * columns, end - begin,
            columns);
   });
@@ -78,7 +63,7 @@ void call_activate(const std::string& name, const py::object& input, const py::o
 template <class T>
 void mask(Activation f, const View& g, const View& y, double alpha) {
   const auto kernel = layers<T>().mask;
-  run(g.size, 3 * sizeof(T), {&g, &y}, [=, &g, &y](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+  run(g.size, 3 * sizeof(T), {g.array, y.array}, [=, &g, &y](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
     kernel(f, g.as<T>() + begin, y.as<const T>() + begin, static_cast<T>(alpha), end - begin);
   });
 }
@@ -95,7 +80,7 @@ template <class T>
 void dropout(const View& x, const View& uniform, double rate, const View& y) {
   const auto kernel = layers<T>().dropout;
   const T keep = static_cast<T>(1 - rate), scale = static_cast<T>(1 / (1 - rate));
-  run(x.size, 3 * sizeof(T), {&x, &uniform, &y},
+  run(x.size, 3 * sizeof(T), {x.array, uniform.array, y.array},
       [=, &x, &uniform, &y](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
         kernel(x.as<const T>() + begin, uniform.as<const T>() + begin, keep, scale, y.as<T>() + begin, end - begin);
       });
@@ -110,22 +95,6 @@ void call_dropout(const py::object& input, const py::object& uniform, double rat
   x.is_double ? dropout<double>(x, u, rate, y) : dropout<float>(x, u, rate, y);
 }
 
-// A window over a batch of images, (batch, height, width, channels), and the shapes that follow.
-struct Sliding {
-  Window window;
-  std::ptrdiff_t batch;
-
-  std::ptrdiff_t places() const { return window.window_height * window.window_width; }
-  std::ptrdiff_t image() const { return window.height * window.width * window.channels; }
-  std::ptrdiff_t outputs() const { return window.out_height * window.out_width; }
-  std::vector<py::ssize_t> patches_shape() const { return {batch * outputs(), places() * window.channels}; }
-  std::vector<py::ssize_t> pooled_shape() const {
-    return {batch, window.out_height, window.out_width, window.channels};
-  }
-};
-
-using Pair = std::pair<std::ptrdiff_t, std::ptrdiff_t>;
-
 // Positions along one axis of `size`, padded by `before` at its start, where every window holds a pixel.
 void check_axis(std::ptrdiff_t size, std::ptrdiff_t window, std::ptrdiff_t stride, std::ptrdiff_t before,
                 std::ptrdiff_t out) {
@@ -134,8 +103,10 @@ void check_axis(std::ptrdiff_t size, std::ptrdiff_t window, std::ptrdiff_t strid
   if (!sound) throw py::value_error("window: expected one that holds a pixel wherever it stands, got another");
 }
 
-Sliding sliding(const View& images, const Pair& window, const Pair& stride, const Pair& pad, const Pair& out) {
-  const auto shape = shape_of(images.array);
+}  // namespace
+
+Sliding sliding(const std::vector<py::ssize_t>& shape, const Pair& window, const Pair& stride, const Pair& pad,
+                const Pair& out) {
   if (shape.size() != 4) {
     throw py::value_error("images: expected shape (batch, height, width, channels), got " + describe(shape));
   }
@@ -153,12 +124,14 @@ Sliding sliding(const View& images, const Pair& window, const Pair& stride, cons
           shape[0]};
 }
 
+namespace {
+
 // Calls kernel(window, from + image i, to + image i) for every image of the batch.
 template <class T, class Kernel>
 void each_image(Kernel kernel, const Sliding& s, const View& from, std::ptrdiff_t from_size, const View& to,
                 std::ptrdiff_t to_size) {
   const std::ptrdiff_t bytes = (from_size + to_size) * static_cast<std::ptrdiff_t>(sizeof(T));
-  run(s.batch, bytes, {&from, &to}, [=, &s, &from, &to](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+  run(s.batch, bytes, {from.array, to.array}, [=, &s, &from, &to](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
     for (std::ptrdiff_t i = begin; i < end; ++i) {
       kernel(s.window, from.as<const T>() + i * from_size, to.as<T>() + i * to_size);
     }
@@ -177,7 +150,7 @@ void register_image_kernel(py::module_& m, const char* name, bool forward, bool 
       [=](const py::object& image_array, const Pair& window, const Pair& stride, const Pair& pad, const Pair& out,
           const py::object& other_array) {
         const View images = c_view(image_array, "images", forward ? Use::read : Use::write);
-        const Sliding s = sliding(images, window, stride, pad, out);
+        const Sliding s = sliding(shape_of(images.array), window, stride, pad, out);
         const View other = like(images, other_array, patches ? "patches" : "pooled", forward ? Use::write : Use::read,
                                 patches ? s.patches_shape() : s.pooled_shape());
         check_apart(images, "images", other, patches ? "patches" : "pooled");
@@ -219,7 +192,7 @@ template <class T>
 void max_pool(const Sliding& s, const View& images, const View& pooled, std::int32_t* from) {
   const std::ptrdiff_t in = s.image(), out = s.outputs() * s.window.channels;
   const auto kernel = layers<T>().max_pool;
-  run(s.batch, (in + 2 * out) * 4, {&images, &pooled},
+  run(s.batch, (in + 2 * out) * 4, {images.array, pooled.array},
       [=, &s, &images, &pooled](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
         for (std::ptrdiff_t i = begin; i < end; ++i) {
           kernel(s.window, images.as<const T>() + i * in, pooled.as<T>() + i * out, from + i * out);
@@ -231,7 +204,7 @@ template <class T>
 void max_pool_backward(const Sliding& s, const View& images, const View& pooled, const std::int32_t* from) {
   const std::ptrdiff_t in = s.image(), out = s.outputs() * s.window.channels;
   const auto kernel = layers<T>().max_pool_backward;
-  run(s.batch, (in + 2 * out) * 4, {&images, &pooled},
+  run(s.batch, (in + 2 * out) * 4, {images.array, pooled.array},
       [=, &s, &images, &pooled](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
         for (std::ptrdiff_t i = begin; i < end; ++i) {
           kernel(s.window, pooled.as<const T>() + i * out, from + i * out, images.as<T>() + i * in);
@@ -242,7 +215,7 @@ void max_pool_backward(const Sliding& s, const View& images, const View& pooled,
 void call_max_pool(const py::object& image_array, const Pair& window, const Pair& stride, const Pair& pad,
                    const Pair& out, const py::object& pooled_array, const Sources& source_array, bool forward) {
   const View images = c_view(image_array, "images", forward ? Use::read : Use::write);
-  const Sliding s = sliding(images, window, stride, pad, out);
+  const Sliding s = sliding(shape_of(images.array), window, stride, pad, out);
   const View pooled = like(images, pooled_array, "pooled", forward ? Use::write : Use::read, s.pooled_shape());
   check_apart(images, "images", pooled, "pooled");
   std::int32_t* const from = sources(source_array, s, images, pooled, forward);

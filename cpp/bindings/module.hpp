@@ -8,6 +8,7 @@ namespace steepest {
 void register_rules(pybind11::module_& m);
 void register_layers(pybind11::module_& m);
 void register_losses(pybind11::module_& m);
+void register_quantized(pybind11::module_& m);
 void register_runtime(pybind11::module_& m);
 void register_stream(pybind11::module_& m);
 

@@ -139,6 +139,39 @@ struct LayerKernels {
   void (*avg_pool_backward)(const Window&, const T* gradient, T* image) noexcept;
 };
 
+// Weights are packed in panels of this many columns, each (pairs of rows, columns, 2) in int16; a block of rows is
+// gathered and summed on the stack, as deep and as wide as this.
+constexpr std::ptrdiff_t kPanel = 16, kBlockRows = 24, kDepth = 512, kColumns = 256;
+
+// One layer in integers: for each output pixel of each image a row, its patch times the weights.
+struct QuantizedProduct {
+  Window window;
+  const std::uint8_t *x, *x_end;  // images
+  std::uint8_t zero_point;
+  const std::int16_t* weights;  // packed, the last panel and pair filled up with zeros
+  const std::int32_t* start;    // (panels kPanel): -zero_point times the sum of the column's weights
+  const float *scale, *bias;    // (units)
+  std::ptrdiff_t units;
+  float lowest;     // of an output: 0 for a ReLU, else -infinity
+  float* y;         // (rows, units), or
+  std::uint8_t* q;  // the same, quantised, or null
+  float out_scale, out_zero;
+};
+
+// The least and the largest of some values and 0, and whether all are finite.
+struct ValueRange {
+  float low, high;
+  bool finite;
+};
+
+struct QuantizedKernels {
+  ValueRange (*value_range)(const float* x, std::ptrdiff_t n) noexcept;
+  // q = round(x / scale) + zero_point within 0..255; returns whether all are finite
+  bool (*quantize)(const float* x, float scale, std::uint8_t zero_point, std::uint8_t* q, std::ptrdiff_t n) noexcept;
+  void (*quantized_product)(const QuantizedProduct&, std::ptrdiff_t begin, std::ptrdiff_t end) noexcept;  // of rows
+  void (*quantized_max_pool)(const Window&, const std::uint8_t* image, std::uint8_t* y) noexcept;
+};
+
 struct Kernels {
   RuleKernels<float> rules_f32;
   RuleKernels<double> rules_f64;
@@ -146,6 +179,7 @@ struct Kernels {
   LossKernels<double> losses_f64;
   LayerKernels<float> layers_f32;
   LayerKernels<double> layers_f64;
+  QuantizedKernels quantized;
 };
 
 }  // namespace steepest

@@ -114,6 +114,27 @@ def max_pool(
     sources: NDArray[Any],
     forward: bool,
 ) -> None: ...
+def value_range(x: NDArray[Any]) -> tuple[float, float]: ...
+def quantize(x: NDArray[Any], scale: float, zero_point: int, out: NDArray[Any]) -> None: ...
+def quantized_product(
+    x: NDArray[Any],
+    window: _Pair,
+    stride: _Pair,
+    pad: _Pair,
+    positions: _Pair,
+    zero_point: int,
+    weights: NDArray[Any],
+    start: NDArray[Any],
+    scale: NDArray[Any],
+    bias: NDArray[Any],
+    lowest: float,
+    out: NDArray[Any],
+    out_scale: float = 1.0,
+    out_zero_point: int = 0,
+) -> None: ...
+def quantized_max_pool(
+    x: NDArray[Any], window: _Pair, stride: _Pair, pad: _Pair, positions: _Pair, pooled: NDArray[Any]
+) -> None: ...
 def _exp(x: NDArray[Any]) -> NDArray[Any]: ...
 def _log(x: NDArray[Any]) -> NDArray[Any]: ...
 def _log1p(x: NDArray[Any]) -> NDArray[Any]: ...

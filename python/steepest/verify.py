@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from steepest import _core
-from steepest._cases import DTYPES, KERNELS, Case, Expected, ulps
+from steepest._cases import KERNELS, PAIRS, Case, Expected, ulps
 
 THREADS = 1, 2, 3, 7
 SUM_BOUND = 4  # units in the last place of the sum of the terms' magnitudes
@@ -156,7 +156,7 @@ def run(quick: bool = False, *, kernels: Collection[str] | None = None, isas: Co
     cases = wrong = 0
     blocks: dict[tuple[str, int], Counter[int]] = {}
     with settings_restored(), np.errstate(all="ignore"):
-        for kernel, dtype in itertools.product(kernels, DTYPES):
+        for kernel, dtype in (pair for pair in PAIRS if pair[0] in kernels):
             rows, ran = check(kernel, dtype, all_settings(isas, quick), quick)
             for isa, row in rows.items():
                 _print_row(kernel, dtype, isa, row)

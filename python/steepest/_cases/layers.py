@@ -17,7 +17,7 @@ ACTIVATIONS = "identity", "relu", "leaky_relu", "tanh", "sigmoid"
 ALPHA = 0.3
 
 
-def _case(
+def layer_case(
     name: str, options: Options, units: int, expected: Callable[[], Results], actual: Callable[[], Results]
 ) -> Case:
     def by_reference() -> Expected:
@@ -64,7 +64,7 @@ def _activate_cases(dtype: Any, quick: bool) -> Iterator[Case]:
 
         options = {"activation": activation, "x": x, "bias": bias, "start": i // 2 % 2}
         units = 0 if quick and len(x) < 20 else 1
-        yield _case("activate", options, units, expected, partial(_activate, activation, x, bias, i // 2 % 2))
+        yield layer_case("activate", options, units, expected, partial(_activate, activation, x, bias, i // 2 % 2))
 
 
 def _mask(activation: str, gradient: Array, y: Array, start: int) -> Results:
@@ -88,7 +88,7 @@ def _mask_cases(dtype: Any, quick: bool) -> Iterator[Case]:
 
         options = {"activation": activation, "grad": gradient, "start": i % 2}
         run = partial(_mask, activation, gradient, y, i % 2)
-        yield _case("mask", options, _units(gradient.size, quick), expected, run)
+        yield layer_case("mask", options, _units(gradient.size, quick), expected, run)
 
 
 def _dropout(x: Array, uniform: Array, rate: float, start: int) -> Results:
@@ -111,7 +111,7 @@ def _dropout_cases(dtype: Any, quick: bool) -> Iterator[Case]:
 
         options = {"x": x, "rate": rate, "start": i % 2}
         run = partial(_dropout, x, uniform, rate, i % 2)
-        yield _case("dropout", options, _units(x.size, quick), expected, run)
+        yield layer_case("dropout", options, _units(x.size, quick), expected, run)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def _window_cases(name: str, dtype: Any, quick: bool) -> Iterator[Case]:
     forward = name in ("im2col", "avg_pool", "max_pool")
     for (shape, geometry), kind, start in itertools.product(GEOMETRIES, ("ordinary", "ties", "special"), (0, 1)):
         x = _images(rng, shape if forward else _other_shape(name, shape, geometry), dtype, kind)
-        yield _case(
+        yield layer_case(
             name,
             {"images": shape, "values": kind, **geometry, "start": start},
             0 if quick and shape[0] < 7 else 1,

@@ -39,6 +39,13 @@ from steepest.reference.losses import (
     mse,
     softmax_cross_entropy,
 )
+from steepest.reference.quantized import (
+    packed,
+    quantize,
+    quantized_max_pool,
+    quantized_product,
+    value_range,
+)
 from steepest.reference.rules import (
     RULES,
     adagrad,
@@ -84,7 +91,11 @@ __all__ = [
     "momentum",
     "mse",
     "nadam",
+    "packed",
     "power",
+    "quantize",
+    "quantized_max_pool",
+    "quantized_product",
     "rmsprop",
     "sgd",
     "sgn",
@@ -92,4 +103,5 @@ __all__ = [
     "softmax_cross_entropy",
     "tanh",
     "total",
+    "value_range",
 ]
