@@ -21,11 +21,13 @@ namespace {
 
 // About 64 Ki parameters of AdamW (28 bytes each): from here on letting go of the GIL pays.
 constexpr std::ptrdiff_t kUnlockBytes = 2 << 20;
-// Beside other work the second thread must first be woken: below this it then costs more than it brings.
-constexpr std::ptrdiff_t kParallelBytes = 10 << 20;
+// What two threads must have to do: least where a worker still spins, more where it must be woken, most beside other
+// work, whose threads hold the cores.
+constexpr std::ptrdiff_t kSpinBytes = 2 << 20, kWakeBytes = 5 << 20, kAmidBytes = 10 << 20;
 // A block must be worth its ticket, and small enough that nobody waits long for the last one.
 constexpr std::ptrdiff_t kMinBlockBytes = 128 << 10, kMaxBlockBytes = 2 << 20;
 constexpr int kBlocksPerThread = 4;
+constexpr std::ptrdiff_t kMaxBlocks = 60000;  // a ticket has 16 bits for those from either end
 
 constexpr auto kSpin = std::chrono::microseconds(10);
 
@@ -43,12 +45,23 @@ struct Settings {
   std::atomic<std::ptrdiff_t> shared_block{0};  // see share_blocks_of
   std::atomic<bool> busy{false};                // a region runs; a second caller works alone
   std::atomic<std::uint64_t> forks{0};
+  std::atomic<std::int64_t> last_begin{0}, last_end{0};  // of work worth two threads: nanoseconds
 };
 Settings settings;
+
+std::int64_t now() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 std::atomic<std::ptrdiff_t> counts[kMaxThreads];  // blocks that each thread ran since share_blocks_of
 
 bool must_share() { return settings.shared_block.load() > 0; }
+
+// From how many bytes on two threads pay, by how long ago they last had to do: it is beside other work where that took
+// longer.
+std::ptrdiff_t parallel_bytes(std::int64_t at) {
+  const std::int64_t end = settings.last_end.load(), pause = at - end;
+  if (pause < std::chrono::nanoseconds(kSpin).count()) return kSpinBytes;
+  return pause < end - settings.last_begin.load() ? kWakeBytes : kAmidBytes;
+}
 
 std::ptrdiff_t blocks_of(const Job& job) { return (job.units + job.block - 1) / job.block; }
 
@@ -58,27 +71,32 @@ void run_block(const Job& job, std::ptrdiff_t b, int id) noexcept {
   job.run(job.context, begin, std::min(begin + job.block, job.units));
 }
 
-// Which job, and its next block; or `closed`, while one job replaces another.
+// Which job, and how many of its blocks are taken from either end; or `closed`, while one job replaces another.
 struct alignas(8) Ticket {
-  std::uint32_t job, next;
+  std::uint32_t job;
+  std::uint16_t front, back;
+
+  bool is_closed() const { return front == closed; }
+  std::uint32_t taken() const { return std::uint32_t{front} + back; }
+  static constexpr std::uint16_t closed = 0xffff;
 };
-constexpr std::uint32_t closed = 0xffffffff;
 
 // Workers claim blocks by counting the ticket up, and so does the caller: it never waits for a worker that has not
-// woken up. Everything else here may change only while the ticket is closed or all its blocks are done, so whoever
-// counts the ticket up has read what belongs to it.
+// woken up. Odd workers take from the back, so that of two threads each finds in its cache what it had at the last
+// step. Everything else here may change only while the ticket is closed or all its blocks are done, so whoever counts
+// the ticket up has read what belongs to it.
 class Pool {
  public:
   void run(const Job& job, int team) noexcept {
     grow(team - 1);
     const auto blocks = static_cast<std::uint32_t>(blocks_of(job));
     const std::uint32_t number = ticket_.load().job + 1;
-    ticket_.store({number, closed});
+    ticket_.store({number, Ticket::closed, 0});
     job_.store(&job);
     blocks_.store(blocks);
     team_.store(std::min(team, workers_ + 1));
     done_.store(0);
-    ticket_.store({number, 0});
+    ticket_.store({number, 0, 0});
     if (parked_.load() > 0) {
       {
         const std::lock_guard<std::mutex> lock(mutex_);  // whoever counted itself as parked now waits, or saw the job
@@ -101,10 +119,13 @@ class Pool {
     for (;;) {
       Ticket ticket = ticket_.load();
       const Job* job = job_.load();
-      if (ticket.job != number || ticket.next >= blocks_.load()) return;
-      if (!ticket_.compare_exchange_weak(ticket, {ticket.job, ticket.next + 1})) continue;
-      run_block(*job, ticket.next, id);
-      while (must_share() && static_cast<int>(ticket_.load().next) < team_.load()) std::this_thread::yield();
+      const std::uint32_t blocks = blocks_.load();
+      if (ticket.job != number || ticket.taken() >= blocks) return;
+      Ticket counted = ticket;
+      const std::uint32_t block = id % 2 == 0 ? counted.front++ : blocks - ++counted.back;
+      if (!ticket_.compare_exchange_weak(ticket, counted)) continue;
+      run_block(*job, block, id);
+      while (must_share() && static_cast<int>(ticket_.load().taken()) < team_.load()) std::this_thread::yield();
       done_.fetch_add(1);  // until now the job could neither end nor be replaced
     }
   }
@@ -112,7 +133,7 @@ class Pool {
   // Whether there is a job other than the last one that this worker saw; then it is the last.
   bool has_job(std::uint32_t& last, int id) const {
     const Ticket ticket = ticket_.load();
-    if (ticket.next == closed || ticket.job == last || id >= team_.load()) return false;
+    if (ticket.is_closed() || ticket.job == last || id >= team_.load()) return false;
     last = ticket.job;
     return true;
   }
@@ -139,7 +160,7 @@ class Pool {
     }
   }
 
-  std::atomic<Ticket> ticket_{Ticket{0, closed}};
+  std::atomic<Ticket> ticket_{Ticket{0, Ticket::closed, 0}};
   std::atomic<const Job*> job_{nullptr};
   std::atomic<std::uint32_t> blocks_{0}, done_{0};
   std::atomic<int> team_{1}, parked_{0};
@@ -246,22 +267,28 @@ void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) noexcept {
   const std::ptrdiff_t share = bytes / (kBlocksPerThread * threads());
   job.block = std::clamp(share, kMinBlockBytes, kMaxBlockBytes) / std::max<std::ptrdiff_t>(bytes_per_unit, 1) + 1;
   const std::ptrdiff_t shared_block = settings.shared_block.load();
+  const bool is_timed = bytes >= kSpinBytes;
+  const std::int64_t begin = is_timed ? now() : 0;
   if (shared_block > 0) {
     job.block = shared_block;
-  } else if (bytes < kParallelBytes) {
+  } else if (!is_timed || bytes < parallel_bytes(begin)) {
     job.block = std::max<std::ptrdiff_t>(job.units, 1);
   }
+  job.block = std::max(job.block, job.units / kMaxBlocks + 1);
   const int team = static_cast<int>(std::min<std::ptrdiff_t>(threads(), blocks_of(job)));
   if (team <= 1 || (engine() == Engine::openmp && !openmp_can_run()) || settings.busy.exchange(true)) {
     for (std::ptrdiff_t b = 0; b < blocks_of(job); ++b) run_block(job, b, 0);
-    return;
-  }
-  if (engine() == Engine::openmp) {
-    run_openmp(job, team);
   } else {
-    pool->run(job, team);
+    if (engine() == Engine::openmp) {
+      run_openmp(job, team);
+    } else {
+      pool->run(job, team);
+    }
+    settings.busy.store(false);
   }
-  settings.busy.store(false);
+  if (!is_timed) return;
+  settings.last_begin.store(begin);
+  settings.last_end.store(now());
 }
 
 }  // namespace steepest::parallel

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import threading
 import time
+import types
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -552,3 +554,27 @@ def test_arguments_of_global_norm(dtype: Any, tmp_path: Path) -> None:
             assert sp.global_norm([x, y]) == reference.global_norm([x, np.asarray(y)]), kind
     assert sp.global_norm([]) == sp.global_norm(iter(())) == 0.0
     assert sp.global_norm(y for y in (x, x)) == reference.global_norm([x, x])
+
+
+def test_a_gradient_that_became_a_parameter_is_refused() -> None:
+    """What was found apart at one step is looked at again when the optimizer has more arrays."""
+    p, q, g = (np.zeros(4, np.float32) for _ in range(3))
+    opt = sp.SGD([p], lr=1.0)
+    opt.step([g])
+    opt.add_param_group({"params": [g]})
+    with pytest.raises(ValueError, match="overlaps"):
+        opt.step([[g], [q]])
+
+
+def test_gradients_in_other_guises() -> None:
+    """A dtype object of its own, a subclass, a tuple, a mapping that makes what it lacks: judged by what they hold."""
+    p = np.zeros(4, np.float32)
+    g = np.ones(4, np.dtype(np.float32, metadata={"unit": "m"}))
+    opt = sp.SGD({"p": p}, lr=1.0)
+    opt.step({"p": g})
+    opt.step({"p": g.view(np.memmap)})
+    opt.step(types.MappingProxyType({"p": g}))
+    assert (p == -3).all()
+    with pytest.raises(ValueError, match="expected a gradient for 'p', got none"):
+        opt.step(collections.defaultdict(lambda: g))
+    assert (p == -3).all()

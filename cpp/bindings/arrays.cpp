@@ -52,19 +52,12 @@ void Flaw::raise(const std::string& name) const {
   throw py::value_error(name + ": " + why);
 }
 
-std::optional<View> try_view(py::handle object, Use use, Flaw& flaw) {
-  flaw = find_flaw(object, use);
-  if (!flaw.why.empty()) return std::nullopt;
+View view(py::handle object, const std::string& name, Use use) {
+  const Flaw flaw = find_flaw(object, use);
+  if (!flaw.why.empty()) flaw.raise(name);
   const auto a = py::reinterpret_borrow<py::array>(object);
   return View{a, const_cast<void*>(a.data()), a.size(), a.dtype().num() == py::detail::npy_api::NPY_DOUBLE_,
               a.flags() & (c_order | f_order)};
-}
-
-View view(py::handle object, const std::string& name, Use use) {
-  Flaw flaw;
-  const auto v = try_view(object, use, flaw);
-  if (!v) flaw.raise(name);
-  return *v;
 }
 
 void check_dtype(const View& x, const std::string& name, bool is_double) {

@@ -48,8 +48,7 @@ struct Flaw {
   [[noreturn]] void raise(const std::string& name) const;  // py::type_error or py::value_error
 };
 
-std::optional<View> try_view(py::handle object, Use use, Flaw& flaw);
-View view(py::handle object, const std::string& name, Use use);  // or raises the flaw
+View view(py::handle object, const std::string& name, Use use);  // or raises what is wrong
 
 void check_dtype(const View& x, const std::string& name, bool is_double);
 void check_shape(const View& x, const std::string& name, const std::vector<py::ssize_t>& shape);

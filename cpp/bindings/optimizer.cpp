@@ -10,7 +10,7 @@
 namespace steepest {
 namespace {
 
-constexpr int kWriteable = 0x400;  // NumPy's flag
+constexpr int kAligned = 0x100, kWriteable = 0x400;  // NumPy's flags
 
 std::string key_name(const std::string& what, py::handle key) {
   return what + "[" + py::repr(key).cast<std::string>() + "]";
@@ -19,11 +19,53 @@ std::string key_name(const std::string& what, py::handle key) {
 // What a step reads and writes of one element, at most: bytes.
 constexpr std::ptrdiff_t kBytesPerElement = 28;
 
+constexpr std::ptrdiff_t kPrefetchBytes = 1024;  // of each array of the next tensor
+
+// What a container has under a key, or null; `i` is the key of a sequence. Python's own are asked without a detour.
+py::object find(const py::object& container, const py::object& key, std::size_t i) {
+#ifndef Py_GIL_DISABLED  // what is borrowed is safe under the GIL alone
+  if (PyDict_CheckExact(container.ptr())) {
+    PyObject* const found = PyDict_GetItemWithError(container.ptr(), key.ptr());
+    if (found == nullptr && PyErr_Occurred() != nullptr) throw py::error_already_set();
+    return py::reinterpret_borrow<py::object>(found);
+  }
+  if (PyList_CheckExact(container.ptr()) && i < static_cast<std::size_t>(PyList_GET_SIZE(container.ptr()))) {
+    return py::reinterpret_borrow<py::object>(PyList_GET_ITEM(container.ptr(), static_cast<py::ssize_t>(i)));
+  }
+#endif
+  PyObject* const found = PyObject_GetItem(container.ptr(), key.ptr());
+  if (found != nullptr) return py::reinterpret_steal<py::object>(found);
+  if (PyErr_ExceptionMatches(PyExc_LookupError) == 0) throw py::error_already_set();
+  PyErr_Clear();
+  return {};
+}
+
+// Whether g is, at first sight, a gradient for the tensor: a plain array of its dtype, shape and memory order.
+bool fits(const py::object& g, const Tensor& tensor) {
+  PyTypeObject* const type = Py_TYPE(g.ptr());
+  if (type != Py_TYPE(tensor.p.array.ptr()) && type != py::detail::npy_api::get().PyArray_Type_) return false;
+  const auto *a = py::detail::array_proxy(g.ptr()), *p = py::detail::array_proxy(tensor.p.array.ptr());
+  return a->descr == tensor.dtype.ptr() && (a->flags & p->flags & (c_order | f_order)) != 0 &&
+         (a->flags & kAligned) != 0 && a->nd == p->nd &&
+         std::equal(a->dimensions, a->dimensions + a->nd, p->dimensions);
+}
+
 // Lets the gradients go when a step ends, however it ends.
 struct Release {
   std::vector<Work>& work;
   ~Release() { work.clear(); }
 };
+
+// Asks for the beginning of the next tensor's arrays while this one's are worked on: among many small tensors the
+// hardware sees no pattern.
+void prefetch(const Work& w) noexcept {
+  const auto fetch = [n = std::min<std::ptrdiff_t>(w.g.size * w.g.itemsize(), kPrefetchBytes)](const View& x) {
+    for (std::ptrdiff_t at = 0; at < n; at += 64) __builtin_prefetch(x.begin() + at);
+  };
+  fetch(w.g);
+  fetch(w.tensor->p);
+  for (const View& state : w.tensor->state) fetch(state);
+}
 
 }  // namespace
 
@@ -44,12 +86,12 @@ Turn::Turn(Optimizer& optimizer) : optimizer_(optimizer) {
     } while (!optimizer.turn_.compare_exchange_strong(found, mine));
     optimizer.waiting_.store(0);
   }
-  optimizer.turn_of_.store(self);
+  optimizer.turn_of_.store(self, std::memory_order_relaxed);  // only its own thread looks for it
 }
 
 Turn::~Turn() {
-  optimizer_.turn_of_.store({});
-  optimizer_.turn_.store(0);
+  optimizer_.turn_of_.store({}, std::memory_order_relaxed);
+  optimizer_.turn_.store(0, std::memory_order_release);
 }
 
 Optimizer::Group Optimizer::outline(const py::object& container) {
@@ -129,6 +171,7 @@ void Optimizer::add_group(const py::object& container, const py::dict& options) 
   }
   tensors_ = std::move(all);
   outputs_ = sorted_outputs(tensors_);
+  for (Tensor& tensor : tensors_) tensor.apart = nullptr;
   pins_.clear();
   for (const Tensor& tensor : tensors_) pins_.pin(tensor.p.array);
 }
@@ -170,51 +213,60 @@ const Optimizer::Output* Optimizer::overlapped(const View& g) const {
 }
 
 // Whether the container still holds the tensor's array, and that its memory.
-bool Optimizer::is_in_place(const Group& group, const py::object& key, const Tensor& tensor) {
+bool Optimizer::is_in_place(const Group& group, std::size_t i, const Tensor& tensor) {
   const auto* proxy = py::detail::array_proxy(tensor.p.array.ptr());
   if (!tensor.p.still_holds() || proxy->descr != tensor.dtype.ptr()) return false;
-  if (group.kind == Kind::single) return true;
-  try {
-    return py::object(group.container[key]).is(tensor.p.array);
-  } catch (py::error_already_set& error) {
-    if (!error.matches(PyExc_LookupError)) throw;
-    return false;  // the entry was removed
-  }
+  return group.kind == Kind::single || find(group.container, group.keys[i], i).is(tensor.p.array);
 }
 
-void Optimizer::collect_tensor(Tensor& tensor, const Group& group, std::size_t i, py::object g) {
-  const py::object& key = group.keys[i];
-  if (!is_in_place(group, key, tensor)) {
-    throw py::value_error(tensor.name +
-                          ": expected the array that the optimizer was made with, got another; update it in "
-                          "place (x[...] = y), or make a new optimizer");
-  }
-  const int flags = py::detail::array_proxy(tensor.p.array.ptr())->flags;
-  if ((flags & kWriteable) == 0)
-    throw py::value_error(tensor.name + ": expected a writeable array, got a read-only one");
-  if (g.is_none()) return;
-  const auto name = [&] {
-    const std::string whole = group_name("grads", tensor.group);
-    return group.kind == Kind::single ? whole : key_name(whole, key);
-  };
+std::string Optimizer::gradient_name(const Tensor& tensor, const Group& group, std::size_t i) const {
+  const std::string whole = group_name("grads", tensor.group);
+  return group.kind == Kind::single ? whole : key_name(whole, group.keys[i]);
+}
+
+// What did not fit at first sight: a view of it all the same, or an exception that says what is wrong.
+View Optimizer::fitted(const Tensor& tensor, const std::string& name, py::object g) {
   const auto& p = tensor.p.array;
   if (p.ndim() == 0 && !py::isinstance<py::array>(g) &&
       py::isinstance(g, py::module_::import("numpy").attr("generic"))) {
     g = py::module_::import("numpy").attr("asarray")(g);  // what arithmetic on 0-d arrays gives
   }
-  Flaw flaw;
-  const auto v = try_view(g, Use::read, flaw);
-  if (!v) flaw.raise(name());
-  if (v->is_double != tensor.p.is_double) check_dtype(*v, name(), tensor.p.is_double);
-  if (v->array.ndim() != p.ndim() || !std::equal(p.shape(), p.shape() + p.ndim(), v->array.shape())) {
-    check_shape(*v, name(), shape_of(p));
+  const View v = view(g, name, Use::read);
+  check_dtype(v, name, tensor.p.is_double);
+  check_shape(v, name, shape_of(p));
+  const int layout = p.flags() & (c_order | f_order);
+  if ((v.layout & layout) == 0) {
+    throw py::value_error(name + ": expected the memory order of " + tensor.name + ", got the other one; numpy." +
+                          ((layout & c_order) != 0 ? "ascontiguousarray" : "asfortranarray") + "(x) has it");
   }
-  if ((v->layout & flags) == 0) {
-    throw py::value_error(name() + ": expected the memory order of " + tensor.name + ", got the other one; numpy." +
-                          ((flags & c_order) != 0 ? "ascontiguousarray" : "asfortranarray") + "(x) has it");
+  return v;
+}
+
+void Optimizer::collect_tensor(Tensor& tensor, const Group& group, std::size_t i, const py::object& g) {
+  if (!is_in_place(group, i, tensor)) {
+    throw py::value_error(tensor.name +
+                          ": expected the array that the optimizer was made with, got another; update it in "
+                          "place (x[...] = y), or make a new optimizer");
   }
-  if (const Output* output = overlapped(*v)) check_apart(*v, name(), *output->first, *output->second);
-  work_.push_back({&tensor, *v, (work_.empty() ? 0 : work_.back().end) + v->size});
+  if ((tensor.p.array.flags() & kWriteable) == 0) {
+    throw py::value_error(tensor.name + ": expected a writeable array, got a read-only one");
+  }
+  if (g.is_none()) return;
+  const std::ptrdiff_t begin = work_.empty() ? 0 : work_.back().end, size = tensor.p.size;
+  if (fits(g, tensor)) {
+    void* const data = py::detail::array_proxy(g.ptr())->data;
+    work_.push_back({&tensor,
+                     {py::reinterpret_borrow<py::array>(g), data, size, tensor.p.is_double, tensor.p.layout},
+                     begin + size});
+  } else {
+    work_.push_back({&tensor, fitted(tensor, gradient_name(tensor, group, i), g), begin + size});
+  }
+  const View& v = work_.back().g;
+  if (v.data == tensor.apart) return;  // as at the last step
+  if (const Output* output = overlapped(v)) {
+    check_apart(v, gradient_name(tensor, group, i), *output->first, *output->second);
+  }
+  tensor.apart = v.data;
 }
 
 void Optimizer::collect_group(std::size_t index, const py::object& gradients) {
@@ -226,15 +278,15 @@ void Optimizer::collect_group(std::size_t index, const py::object& gradients) {
     return;
   }
   if (group.kind == Kind::mapping) {
-    if (!py::hasattr(gradients, "keys")) {
+    if (!PyDict_CheckExact(gradients.ptr()) && !py::hasattr(gradients, "keys")) {
       throw py::type_error(name() + ": expected a mapping with the names of params, got " + type_name(gradients));
     }
     for (std::size_t i = 0; i < group.keys.size(); ++i) {
       const py::object& key = group.keys[i];
-      const int is_there = PySequence_Contains(gradients.ptr(), key.ptr());
-      if (is_there < 0) throw py::error_already_set();
-      if (is_there == 0) refuse("expected a gradient for " + std::string(py::repr(key)) + ", got none; None skips it");
-      collect_tensor(tensors_[group.first + i], group, i, gradients[key]);
+      const bool is_plain = PyDict_CheckExact(gradients.ptr());  // others might make what they lack
+      const py::object g = is_plain || gradients.contains(key) ? find(gradients, key, i) : py::object();
+      if (!g) refuse("expected a gradient for " + std::string(py::repr(key)) + ", got none; None skips it");
+      collect_tensor(tensors_[group.first + i], group, i, g);
     }
     if (py::len(gradients) != group.keys.size()) {
       const py::object surplus = py::set(gradients.attr("keys")()) - py::set(py::cast(group.keys));
@@ -251,7 +303,9 @@ void Optimizer::collect_group(std::size_t index, const py::object& gradients) {
            "; None skips a parameter");
   }
   for (std::size_t i = 0; i < group.keys.size(); ++i) {
-    collect_tensor(tensors_[group.first + i], group, i, gradients[group.keys[i]]);
+    const py::object g = find(gradients, group.keys[i], i);
+    if (!g) refuse("expected " + std::to_string(group.keys.size()) + " gradients, got a sequence that lacks some");
+    collect_tensor(tensors_[group.first + i], group, i, g);
   }
 }
 
@@ -345,6 +399,7 @@ void Optimizer::step(const py::object& gradients, const py::object& scale) {
     for (; begin < end; ++i) {
       const std::ptrdiff_t first = work_[i].end - work_[i].g.size;
       const std::ptrdiff_t last = std::min(end, work_[i].end);
+      if (i + 1 < work_.size()) prefetch(work_[i + 1]);
       run(i, begin - first, last - begin);
       begin = last;
     }

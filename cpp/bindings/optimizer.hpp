@@ -29,6 +29,7 @@ struct Tensor {
   std::vector<View> state;
   std::size_t group;
   Progress progress{};
+  const void* apart = nullptr;  // the last gradient's memory, which overlapped nothing
 };
 
 // The options of a group that every rule has.
@@ -110,8 +111,10 @@ class Optimizer {
   static std::vector<Output> sorted_outputs(const std::vector<Tensor>& all);
   void collect(const py::object& gradients);
   void collect_group(std::size_t group, const py::object& gradients);
-  static bool is_in_place(const Group& group, const py::object& key, const Tensor& tensor);
-  void collect_tensor(Tensor& tensor, const Group& group, std::size_t i, py::object g);
+  static bool is_in_place(const Group& group, std::size_t i, const Tensor& tensor);
+  std::string gradient_name(const Tensor& tensor, const Group& group, std::size_t i) const;
+  static View fitted(const Tensor& tensor, const std::string& name, py::object g);
+  void collect_tensor(Tensor& tensor, const Group& group, std::size_t i, const py::object& g);
   const Output* overlapped(const View& g) const;
   void apply_schedules();
   void read_state(std::size_t i, py::handle saved, Progress& progress, std::vector<View>& arrays) const;
