@@ -28,6 +28,7 @@ Loss = Callable[..., tuple[Any, Any]]
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 4_000_000, 16_000_000, 64_000_000)
 FEW_SIZES = (1_000, 100_000, 16_000_000)
 NAMES = ("ours", "numpy", "out=")
+_LONG = 0.2  # seconds; a longer call leaves nothing of what another's first finds in the caches
 _TILE = 1 << 20  # larger arrays repeat their first so many elements
 
 
@@ -76,13 +77,14 @@ class Row(NamedTuple):
         return self.seconds[name] / self.seconds["ours"]
 
 
-def _random(n: int, seed: int) -> Array:
+def random(n: int, seed: int) -> Array:
+    """Standard normal float32; what is large repeats itself."""
     tile = np.random.default_rng(seed).standard_normal(min(n, _TILE), np.float32)
     return np.resize(tile, n)
 
 
 def _rule(make: Callable[..., sp.Optimizer], n: int) -> dict[str, Contender]:
-    start, g = _random(n, 0), _random(n, 1)
+    start, g = random(n, 0), random(n, 1)
     p = {name: start.copy() for name in NAMES}
     optimizer = make(p["ours"])
     options = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
@@ -113,7 +115,7 @@ def _rule_kernel(make: Callable[..., sp.Optimizer]) -> Kernel:
 
 
 def _loss(ours: Loss, written: Loss, preallocated: Loss, classes: int, n: int) -> dict[str, Contender]:
-    x, y = _random(n, 0), np.abs(np.tanh(_random(n, 1)))
+    x, y = random(n, 0), np.abs(np.tanh(random(n, 1)))
     out, buffers = np.empty_like(x), {name: np.empty_like(x) for name in "abc"}
     if classes:
         rows = max(1, n // classes)
@@ -125,11 +127,12 @@ def _loss(ours: Loss, written: Loss, preallocated: Loss, classes: int, n: int) -
         "numpy": partial(written, x, y, {}),
         "out=": partial(preallocated, x, y, buffers),
     }
+    return {name: loss_contender(call) for name, call in calls.items()}
 
-    def contender(call: Callable[[], tuple[Any, Any]]) -> Contender:
-        return Contender(call, lambda: [(part, np.float32(0)) for part in call() if part is not None])
 
-    return {name: contender(call) for name, call in calls.items()}
+def loss_contender(call: Callable[[], tuple[Any, Any]]) -> Contender:
+    """A contender that gives the loss and its gradient."""
+    return Contender(call, lambda: [(part, np.float32(0)) for part in call() if part is not None])
 
 
 def _global_norm(x: Array, y: Array, out: Array) -> tuple[float, None]:
@@ -159,7 +162,7 @@ KERNELS = _kernels()
 
 def stream(kernel: Kernel, n: int) -> Callable[[], None]:
     """A loop that only adds, over as many arrays as the kernel has, on as many threads."""
-    x = _random(n, 1)
+    x = random(n, 1)
     updated, written = ([x.copy() for _ in range(k)] for k in (kernel.updated, kernel.written))
     return partial(_core._stream, updated, written, [x] * kernel.read)
 
@@ -193,34 +196,65 @@ def measure(name: str, n: int, seconds: float = 1.0) -> Row:
 
 
 def take_turns(calls: Mapping[str, Callable[[], object]], seconds: float = 1.0) -> dict[str, float]:
-    """The median time of each call. In a turn each warms its caches, then runs for 2 ms or once."""
-    once = {name: min(_time(call, 1) for _ in range(3)) for name, call in calls.items()}
-    repeats = {name: max(1, int(2e-3 / t)) for name, t in once.items()}
-    turns: dict[str, list[float]] = {name: [] for name in calls}
+    """The median time of each call, after at least five rounds and so many seconds."""
     deadline = time.perf_counter() + seconds
-    while len(turns["ours"]) < 5 or time.perf_counter() < deadline:
+    taken = rounds(calls, lambda times: len(times["ours"]) >= 5 and time.perf_counter() >= deadline)
+    return {name: median(times) for name, times in taken.items()}
+
+
+def rounds(
+    calls: Mapping[str, Callable[[], object]],
+    enough: Callable[[Mapping[str, list[float]]], bool],
+    *,
+    warm: float = 0.0,
+    turn: float = 2e-3,
+    before: Callable[[str], object] | None = None,
+) -> dict[str, list[float]]:
+    """The time of each call in every round, until these are enough.
+
+    In a round the calls take turns: each warms the caches for itself, once or for so many seconds, then runs
+    for a turn or once. `before(name)` precedes each call and is not timed.
+    """
+    first = {name: partial(before, name) if before else None for name in calls}
+    once = {name: min(_time(call, 1, first[name]) for _ in range(3)) for name, call in calls.items()}
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    while not enough(taken):
         for name, call in calls.items():
-            if once[name] < 0.05:
-                call()
-            turns[name].append(_time(call, repeats[name]))
-    return {name: median(times) for name, times in turns.items()}
+            if once[name] < _LONG:
+                _time(call, max(1, int(warm / once[name])), first[name])
+            taken[name].append(_time(call, max(1, int(turn / once[name])), first[name]))
+    return taken
 
 
-def _time(call: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
+def _time(call: Callable[[], object], repeats: int, before: Callable[[], object] | None) -> float:
+    """Seconds per call."""
+    taken = 0.0
+    if before is None:
+        start = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        taken = time.perf_counter() - start
+    else:
+        for _ in range(repeats):
+            before()
+            start = time.perf_counter()
+            call()
+            taken += time.perf_counter() - start
+    return taken / repeats
+
+
+def free_memory() -> int:
+    """The memory that can be had, in bytes; 8 GiB where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 8 << 30
 
 
 def fits(n: int) -> bool:
     """Whether the contenders' arrays of n elements fit into the free memory."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        free = 8 << 30
-    return 25 * 4 * n < free
+    return 25 * 4 * n < free_memory()
 
 
 def run(
