@@ -184,6 +184,11 @@ std::vector<std::int64_t> checked_labels(const py::array& labels, const std::vec
   return result;
 }
 
+std::ptrdiff_t rows_per_block(std::ptrdiff_t classes) {
+  const std::ptrdiff_t rows = std::clamp<std::ptrdiff_t>(kSumBlock / classes, 1, kMaxRows);
+  return classes < kFewClasses ? rows / kTile * kTile : rows;
+}
+
 template <class T>
 double softmax_cross_entropy(const View& x, const std::vector<std::int64_t>& labels, const std::optional<View>& q,
                              const Weights& w, const View& g, std::ptrdiff_t classes, double smoothing, bool divergence,
@@ -196,7 +201,7 @@ double softmax_cross_entropy(const View& x, const std::vector<std::int64_t>& lab
     total += counts ? (weight != nullptr ? static_cast<double>(weight[i]) : 1) : 0;
   }
   const double scale = scale_for(mean, total);
-  const std::ptrdiff_t per_block = std::max<std::ptrdiff_t>(1, kSumBlock / classes);
+  const std::ptrdiff_t per_block = rows_per_block(classes);
   const std::ptrdiff_t bytes = per_block * (classes * kSoftmaxBytes + kSoftmaxRowBytes);
   const double sum = sum_blocks((rows + per_block - 1) / per_block, bytes, [&](std::ptrdiff_t b) noexcept {
     const std::ptrdiff_t row = b * per_block, begin = row * classes;

@@ -69,6 +69,9 @@ struct Sum {
 // Losses and norms are summed over blocks of this many elements, whatever the ISA and the threads.
 constexpr std::ptrdiff_t kSumBlock = 2048;
 
+// Softmax takes at most so many rows as a block; rows of fewer than kFewClasses lie in tiles of kTile side by side.
+constexpr std::ptrdiff_t kMaxRows = 256, kTile = 16, kFewClasses = 32;
+
 // One block of rows of softmax cross-entropy. `gradient` may be `logits`; both are (rows, classes).
 template <class T>
 struct SoftmaxRows {

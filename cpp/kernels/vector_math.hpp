@@ -65,17 +65,78 @@ struct Float<double> {
                                         0x1.2b5b5fb2eac92p-3};
 };
 
-template <class T>
-using Bits = typename Float<T>::Bits;
+// A register full of T, for loops that the compiler doesn't vectorise by itself (reductions in lanes, selections). What
+// is written for V below is for a number and for a register of them alike.
+#if defined(__AVX512F__)
+constexpr int kWidth = 64;
+#elif defined(__AVX2__)
+constexpr int kWidth = 32;
+#else
+constexpr int kWidth = 16;
+#endif
 
+template <class T, int width = kWidth>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(width)));
+};
 template <class T>
-inline Bits<T> bits(T x) {
-  return __builtin_bit_cast(Bits<T>, x);
+using Vector = typename VectorOf<T>::type;
+template <class T>
+constexpr int kLanesOf = kWidth / static_cast<int>(sizeof(T));
+
+template <class V>
+struct Of {
+  using Element = V;
+  using Bits = typename Float<V>::Bits;
+};
+template <>
+struct Of<Vector<float>> {
+  using Element = float;
+  using Bits = Vector<std::uint32_t>;
+};
+template <>
+struct Of<Vector<double>> {
+  using Element = double;
+  using Bits = Vector<std::uint64_t>;
+};
+template <class V>
+using Element = typename Of<V>::Element;
+template <class V>
+using Bits = typename Of<V>::Bits;
+
+template <class V>
+inline V all(Element<V> x) {
+  return x - V{};
 }
 
 template <class T>
-inline T from_bits(Bits<T> b) {
-  return __builtin_bit_cast(T, b);
+inline Vector<T> load(const T* p) {
+  Vector<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <class T>
+inline void store(T* p, Vector<T> v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// As many elements as there are doubles in a register
+inline Vector<double> load_double(const double* p) { return load(p); }
+inline Vector<double> load_double(const float* p) {
+  VectorOf<float, kWidth / 2>::type v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, Vector<double>);
+}
+
+template <class V>
+inline Bits<V> bits(V x) {
+  return __builtin_bit_cast(Bits<V>, x);
+}
+
+template <class V>
+inline V from_bits(Bits<V> b) {
+  return __builtin_bit_cast(V, b);
 }
 
 inline float square_root(float x) { return __builtin_sqrtf(x); }
@@ -106,12 +167,12 @@ inline T clip(T x, T lower, T upper) {
   return upper < y ? upper : y;
 }
 
-template <std::size_t i = 0, std::size_t n, class T>
-inline T polynomial(const T (&c)[n], T x) {
-  if constexpr (i + 1 < n) {
+template <std::size_t i = 0, std::size_t n, class T, class V>
+inline V polynomial(const T (&c)[n], V x) {
+  if constexpr (i + 2 < n) {
     return c[i] + x * polynomial<i + 1>(c, x);
   } else {
-    return c[i];
+    return c[i] + x * c[i + 1];
   }
 }
 
@@ -131,40 +192,60 @@ inline T exponential(T x) {
   return y * from_bits<T>((n1 + F::bias) << F::mantissa) * from_bits<T>((n2 + F::bias) << F::mantissa);
 }
 
+// exponential(x), to the bit, for x <= 0 and not a number: 2^k needs no second half where it cannot overflow. `magic`
+// carries the exponent of 2^(k + up) with it (even, so that ties round alike), and the shift drops the rest of it.
+template <class V>
+inline V exponential_of_negative(V x) {
+  using F = Float<Element<V>>;
+  using T = Element<V>;
+  constexpr T down = F::mantissa == 23 ? T(0x1p-33) : T(0x1p-65);
+  constexpr T magic = F::magic + T(F::bias + (F::mantissa == 23 ? 33 : 65));
+  const V lowest = all<V>(F::exp_lowest);
+  x = lowest > x ? lowest : x;
+  const V shifted = x * F::log2_e + magic;
+  const V k = shifted - magic;
+  const V r = (x - k * F::ln2_hi) - k * F::ln2_lo;
+  const V y = T(1) + (r + r * r * polynomial(F::exp_poly, r));
+  return y * from_bits<V>(bits(shifted) << F::mantissa) * down;
+}
+
 // Within 1 ULP.
-template <class T>
-inline T logarithm(T x) {
-  using F = Float<T>;
+template <class V>
+inline V logarithm(V x) {
+  using F = Float<Element<V>>;
+  using T = Element<V>;
   constexpr T up = F::mantissa == 23 ? T(0x1p24) : T(0x1p54);
   constexpr T up_exponent = F::mantissa == 23 ? T(24) : T(54);
-  constexpr Bits<T> one = F::bias << F::mantissa;
-  constexpr Bits<T> fraction = (Bits<T>(1) << F::mantissa) - 1;
-  const bool subnormal = x < F::min_normal;
-  const Bits<T> b = bits(subnormal ? x * up : x) + (one - F::sqrt_half);
+  using U = typename F::Bits;
+  constexpr U one = F::bias << F::mantissa;
+  constexpr U fraction = (U(1) << F::mantissa) - 1;
+  const auto subnormal = x < F::min_normal;
+  const Bits<V> b = bits<V>(subnormal ? x * up : x) + (one - F::sqrt_half);
   // k: the exponent that leaves m = x / 2^k in [sqrt(1/2), sqrt(2))
-  const T k =
-      (from_bits<T>(bits(F::magic) + (b >> F::mantissa)) - F::magic) - T(F::bias) - (subnormal ? up_exponent : T(0));
-  const T f = from_bits<T>((b & fraction) + F::sqrt_half) - T(1);
-  const T s = f / (T(2) + f);
-  const T z = s * s;
-  const T half_f2 = T(0.5) * f * f;
-  const T y = k * F::ln2_hi - ((half_f2 - (s * (half_f2 + z * polynomial(F::log_poly, z)) + k * F::ln2_lo)) - f);
-  const T special = x == 0 ? -F::infinity : x == F::infinity ? x : F::nan;
-  return x > 0 && x < F::infinity ? y : special;
+  const V k = (from_bits<V>((b >> F::mantissa) + bits(F::magic)) - F::magic) - T(F::bias) -
+              (subnormal ? all<V>(up_exponent) : all<V>(0));
+  const V f = from_bits<V>((b & fraction) + F::sqrt_half) - T(1);
+  const V s = f / (T(2) + f);
+  const V z = s * s;
+  const V half_f2 = T(0.5) * f * f;
+  const V y = k * F::ln2_hi - ((half_f2 - (s * (half_f2 + z * polynomial(F::log_poly, z)) + k * F::ln2_lo)) - f);
+  const V special = x == 0 ? all<V>(-F::infinity) : x == F::infinity ? x : all<V>(F::nan);
+  return ((x > 0) & (x < F::infinity)) ? y : special;
 }
 
 // log(1 + x) for x >= 0, keeping the digits of a small x. Within 2 ULP.
-template <class T>
-inline T logarithm_1p(T x) {
-  const T u = T(1) + x;
-  const T lost = (x - (u - T(1))) / u;
+template <class V>
+inline V logarithm_1p(V x) {
+  using T = Element<V>;
+  const V u = T(1) + x;
+  const V lost = (x - (u - T(1))) / u;
   return u < Float<T>::infinity ? logarithm(u) + lost : u;
 }
 
 // 1 / (1 + e^-x), keeping the digits of small results. Within 3 ULP.
 template <class T>
 inline T logistic(T x) {
-  const T e = exponential(-magnitude(x));
+  const T e = exponential_of_negative(-magnitude(x));
   return (x >= 0 ? T(1) : e) / (T(1) + e);
 }
 
@@ -185,9 +266,10 @@ inline T hyperbolic_tangent(T x) {
 }
 
 // Adds x to the sum. What rounding loses goes to lo (Knuth's two-sum); of a float it is next to nothing.
-inline void add(double& hi, double& lo, double x) {
-  const double s = hi + x;
-  const double t = s - hi;
+template <class V>
+inline void add(V& hi, V& lo, V x) {
+  const V s = hi + x;
+  const V t = s - hi;
   lo += (hi - (s - t)) + (x - t);
   hi = s;
 }

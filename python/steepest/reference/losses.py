@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from steepest.reference.functions import Array, exp, larger, log, log1p, sgn
-from steepest.reference.sums import SUM_BLOCK, add, combine, row_sums, total, value
+from steepest.reference.functions import Array, exp, log, log1p, sgn
+from steepest.reference.sums import FEW_CLASSES, MAX_ROWS, SUM_BLOCK, TILE, combine, lane_sums, row_sums, total, value
+
+DOWN, UP = 2.0**-64, 2.0**64  # of distances: that of two float64 logits may overflow
 
 
 def _scale(reduction: str, weight: float) -> float:
@@ -129,11 +133,11 @@ def softmax_cross_entropy(
     with np.errstate(all="ignore"):
         top = np.max(np.where(np.isnan(x), T(-np.inf), x), axis=1)
         masked = x == -np.inf
-        d = np.where(masked, x, larger(x - top[:, None], -np.finfo(dtype).max))
-        distance = top[:, None].astype(np.float64) - x.astype(np.float64)
-        e = np.where(masked, zero, exp(d))
-        count = np.count_nonzero(e == 1, axis=1)
-        rest = sums(np.where(e == 1, zero, e)) + (count - 1.0)
+        distance = top[:, None].astype(np.float64) * DOWN - x.astype(np.float64) * DOWN
+        e = exp(x - top[:, None])
+        if label_smoothing:
+            e = np.where(masked, zero, e)
+        rest = lane_sums(np.where(e == 1, zero, e)) + (np.count_nonzero(e == 1, axis=1) - 1.0)
         whole = rest + 1
         uniform = np.zeros(len(x))
         to_all = np.zeros(len(x))
@@ -152,24 +156,21 @@ def softmax_cross_entropy(
             q = labels.reshape(-1, n)
             mass = keep * sums(q) + label_smoothing
             q_double = q.astype(np.float64)
-            distance = (log(q_double) if divergence else 0.0) + distance
+            distance = (log(q_double) * DOWN if divergence else 0.0) + distance
             to_label = sums(np.where(q == 0, 0.0, q_double * distance))
             t = T(keep) * q + np.where(masked, zero, uniform.astype(dtype)[:, None])
             mass_t, rest_t, whole_t = (a.astype(dtype)[:, None] for a in (mass, rest, whole))
             numerator = np.where(e == 1, (mass_t - t) - t * rest_t, e * mass_t - t * whole_t)
             gradient = numerator * (scale / whole).astype(dtype)[:, None]
-        losses = mass * log1p(rest) + (keep * to_label + uniform * to_all)
+        losses = mass * log1p(rest) + (keep * to_label + uniform * to_all) * UP
         terms = np.where(weight == 0, 0.0, weight * losses)
     gradient[weight == 0] = 0
-    per_block = max(1, SUM_BLOCK // n)
-    blocks = []
-    with np.errstate(all="ignore"):
-        for first in range(0, len(terms), per_block):
-            hi, lo = np.float64(0), np.float64(0)
-            for term, w in zip(terms[first : first + per_block], weight[first : first + per_block], strict=True):
-                if w != 0:
-                    hi, lo = (np.float64(a) for a in add(hi, lo, term))
-            blocks.append((hi, lo))
+    per_block = min(max(SUM_BLOCK // n, 1), MAX_ROWS)
+    if n < FEW_CLASSES:
+        per_block = per_block // TILE * TILE
+    blocks: list[tuple[Any, Any]] = []
+    for first in range(0, len(terms), per_block):
+        blocks += zip(*row_sums(terms[None, first : first + per_block]), strict=True)
     loss = combine(blocks)
     return (
         loss * _scale("mean", weight_sum) if reduction == "mean" else loss,

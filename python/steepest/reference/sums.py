@@ -13,6 +13,8 @@ from steepest.reference.functions import Array
 SUM_BLOCK = 2048  # a sum is made over blocks of so many elements
 LANES = 8  # within a block in so many lanes,
 SHORT = 32  # unless the block is shorter than this
+ROW_LANES = 32  # lanes of a row's sum in the element type
+MAX_ROWS, TILE, FEW_CLASSES = 256, 16, 32  # rows of a block of softmax; rows of few classes come in tiles
 
 
 def add(hi: Any, lo: Any, x: Any) -> tuple[Any, Any]:
@@ -39,6 +41,29 @@ def row_sums(terms: Array) -> tuple[Array, Array]:
             a, b = add(hi[:, :lanes], lo[:, :lanes], hi[:, lanes:])
             hi, lo = a, b + lo[:, lanes:]
     return hi[:, 0], lo[:, 0]
+
+
+def lane_sums(x: Array) -> Array:
+    """(rows, n) -> each row's sum, in lanes of the element type: one of them if n < 32, else 32 for each block.
+
+    The lanes fold in double, and the blocks' sums are added one after the other.
+    """
+    rows, n = x.shape
+    lanes = 1 if n < FEW_CLASSES else ROW_LANES
+    hi, lo = np.zeros(rows), np.zeros(rows)
+    with np.errstate(all="ignore"):
+        for begin in range(0, n, SUM_BLOCK):
+            block = x[:, begin : begin + SUM_BLOCK]
+            sums = np.zeros((rows, lanes), x.dtype)
+            for i in range(0, block.shape[1], lanes):
+                part = block[:, i : i + lanes]
+                sums[:, : part.shape[1]] += part
+            whole = sums.astype(np.float64)
+            while whole.shape[1] > 1:
+                half = whole.shape[1] // 2
+                whole = whole[:, :half] + whole[:, half:]
+            hi, lo = add(hi, lo, whole[:, 0])
+    return np.asarray(value(hi, lo))
 
 
 def value(hi: Any, lo: Any) -> Any:

@@ -1,0 +1,94 @@
+// Sums in one order of additions, whatever the width of the ISA. Internal linkage: each ISA has its own copy.
+#pragma once
+
+#include "vector_math.hpp"
+
+namespace steepest {
+namespace {
+
+// Terms are added in double and in a fixed order, whatever the width of the ISA: in eight lanes, element i going to
+// lane i mod 8, and lane l then to lane l + 4, + 2, + 1; fewer than 32 of them one after the other.
+constexpr int kLanes = 8;
+constexpr std::ptrdiff_t kShort = 32;
+
+template <class V>
+inline V value(V hi, V lo) {
+  const V x = hi + lo;
+  return x - x == 0.0 ? x : hi;  // an infinite hi leaves not-a-number in lo
+}
+
+// Where a term reads its arrays: at one element, or at as many as there are doubles in a register.
+struct At {
+  std::ptrdiff_t i;
+  template <class T>
+  double operator()(const T* x) const {
+    return static_cast<double>(x[i]);
+  }
+};
+struct AtRegister {
+  std::ptrdiff_t i;
+  template <class T>
+  Vector<double> operator()(const T* x) const {
+    return load_double(x + i);
+  }
+};
+
+// What rounding loses is kept (Knuth's two-sum), except of float32's terms, where it is next to nothing.
+template <class T, class V>
+inline void add_as(V& hi, V& lo, V x) {
+  if constexpr (sizeof(T) == sizeof(double)) {
+    add(hi, lo, x);
+  } else {
+    hi += x;
+  }
+}
+
+// The sum of term(at), at = At{0} .. At{n - 1}, made of arrays of T
+template <class T, class Term>
+inline Sum sum_terms(std::ptrdiff_t n, Term term) {
+  constexpr int width = kLanesOf<double>;
+  double hi[kLanes] = {}, lo[kLanes] = {};
+  if (n < kShort) {
+    for (std::ptrdiff_t i = 0; i < n; ++i) add_as<T>(hi[0], lo[0], term(At{i}));
+    return {hi[0], lo[0]};
+  }
+  Vector<double> his[kLanes / width] = {}, los[kLanes / width] = {};
+  std::ptrdiff_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int r = 0; r < kLanes / width; ++r) add_as<T>(his[r], los[r], term(AtRegister{i + r * width}));
+  }
+  __builtin_memcpy(hi, his, sizeof hi);
+  __builtin_memcpy(lo, los, sizeof lo);
+  for (int l = 0; i + l < n; ++l) add_as<T>(hi[l], lo[l], term(At{i + l}));
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) {
+      add(hi[l], lo[l], hi[l + half]);
+      lo[l] += lo[l + half];
+    }
+  }
+  return {hi[0], lo[0]};
+}
+
+// The lanes of a row's sum in the element type; of a block of kSumBlock elements each gets 64.
+constexpr int kRowLanes = 32;
+
+template <class T>
+inline double fold(const Vector<T> (&registers)[kRowLanes / kLanesOf<T>]) {
+  T lanes[kRowLanes];
+  __builtin_memcpy(lanes, registers, sizeof lanes);
+  constexpr int width = kLanesOf<double>;
+  Vector<double> s[kRowLanes / width];
+  for (int r = 0; r < kRowLanes / width; ++r) s[r] = load_double(lanes + r * width);
+  for (int half = kRowLanes / width / 2; half > 0; half /= 2) {
+    for (int r = 0; r < half; ++r) s[r] += s[r + half];
+  }
+  double d[width];
+  store(d, s[0]);
+  for (int half = width / 2; half > 0; half /= 2) {
+    for (int l = 0; l < half; ++l) d[l] += d[l + half];
+  }
+  return d[0];
+}
+
+}  // namespace
+}  // namespace steepest
