@@ -12,7 +12,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest import metrics
+from steepest import compress, metrics
 from steepest._encoding import Encoding
 from steepest._task import draw, prepared, read, read_inputs
 from steepest._train_command import check_plot, check_writable, describe, line, new_axes, open_model
@@ -30,11 +30,11 @@ def evaluate(args: argparse.Namespace) -> int:
     """Test a model on data: of those that it was trained on, only on the test part."""
     if args.plot:
         check_plot(args.plot)
-    saved = open_model(args.model)
+    saved = open_model(args.model, compress.load)
     encoding = Encoding.of_document(saved.extra["encoding"])
     data, part, (x, y) = _test_part(args, saved, encoding)
     targets = encoding.targets(data, y)
-    outputs = _outputs(saved.model, encoding.inputs(data, x))
+    outputs = outputs_of(saved.model, encoding.inputs(data, x))
     scores: dict[str, Any] = {"task": encoding.task, "part": part, "samples": len(y)}
     if encoding.classes is None:
         true, predicted = y, encoding.values(outputs)
@@ -64,13 +64,13 @@ def predict(args: argparse.Namespace) -> int:
     """Write what a model says of every sample, as CSV: label and probabilities, or value."""
     if args.out:
         check_writable("--out", args.out)
-    saved = open_model(args.model)
+    saved = open_model(args.model, compress.load)
     encoding = Encoding.of_document(saved.extra["encoding"])
     data, x = read_inputs(args.data, encoding.columns, args.header)
     if x.dtype.kind == "f" and not np.isfinite(x).all():
         sample = np.argwhere(~np.isfinite(x))[0][0]
         raise ValueError(f"{data}: missing or infinite values, the first in sample {sample}")
-    outputs = _outputs(saved.model, encoding.inputs(data, x))
+    outputs = outputs_of(saved.model, encoding.inputs(data, x))
     if not args.out:
         _write(sys.stdout, outputs, encoding)
         return 0
@@ -91,7 +91,8 @@ def _test_part(args: argparse.Namespace, saved: Checkpoint, encoding: Encoding) 
     return (data.name, "test", splits.test) if splits.test else (data.name, "all", splits.train)
 
 
-def _outputs(model: Sequential, x: Array) -> Array:
+def outputs_of(model: Sequential, x: Array) -> Array:
+    """The model's outputs, some rows at a time; ValueError if one is not finite."""
     outputs = np.empty((len(x), *model.output_shape), model.dtype)
     for start in range(0, len(x), ROWS):
         outputs[start : start + ROWS] = model.forward(x[start : start + ROWS])

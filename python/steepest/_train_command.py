@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,9 +75,9 @@ def line(label: str, text: str) -> None:
     print(f"{label:<15}{text}", flush=True)
 
 
-def open_model(path: str) -> Checkpoint:
+def open_model(path: str, load: Callable[[str], Checkpoint] | None = None) -> Checkpoint:
     """A model that `steepest train` saved, without its optimizer; ValueError for another file."""
-    saved = sp.load(path, optimizer=False)
+    saved = load(path) if load else sp.load(path, optimizer=False)
     if not {"settings", "encoding", "fingerprint", "last"} <= saved.extra.keys():
         raise ValueError(f"{path}: expected a model of steepest train, which keeps how its data are encoded")
     return saved
@@ -242,11 +242,12 @@ def _new_head(start: Checkpoint, task: Task) -> bool:
 
 def describe(model: nn.Sequential) -> str:
     """Sizes, activation and dropout of a model."""
-    dense = [layer for layer in model.layers if isinstance(layer, nn.Dense)]
-    sizes = "-".join(map(str, (model.input_shape[0], *(layer.units for layer in dense))))
+    units = [layer.units for layer in model.layers if hasattr(layer, "units")]
+    sizes = "-".join(map(str, (model.input_shape[0], *units)))
     names = [words for words, make in _settings.ACTIVATIONS.values() if type(make()) in set(map(type, model.layers))]
     rates = {f"dropout {layer.rate:g}" for layer in model.layers if isinstance(layer, nn.Dropout)}
-    return ", ".join([sizes, *names, *rates])
+    kind = [model.kind] if hasattr(model, "kind") else []  # of a quantised one
+    return ", ".join([sizes, *names, *rates, *kind])
 
 
 def _frozen(model: nn.Sequential) -> str:

@@ -157,7 +157,7 @@ def load(
 
     name = os.fsdecode(path)
     with _errors_about(name):
-        document = _storage.read(name)
+        document = _trainable(_storage.read(name))
         saved = document["architecture"]
         model = Sequential.from_config(saved["config"], custom)
         model.freeze(saved["frozen"])
@@ -182,7 +182,13 @@ def load_into(
     _check_model(model)
     name = os.fsdecode(path)
     with _errors_about(name):
-        return _restored(_storage.read(name), model, optimizer, list(callbacks))
+        return _restored(_trainable(_storage.read(name)), model, optimizer, list(callbacks))
+
+
+def _trainable(document: dict[str, Any]) -> dict[str, Any]:
+    if "quantized" in document:
+        raise ValueError("a quantised model, which cannot be trained; steepest.compress.load reads it to predict")
+    return document
 
 
 def _check_model(model: Any) -> None:

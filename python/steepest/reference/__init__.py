@@ -40,6 +40,7 @@ from steepest.reference.losses import (
     softmax_cross_entropy,
 )
 from steepest.reference.quantized import (
+    byte_code,
     packed,
     quantize,
     quantized_max_pool,
@@ -70,6 +71,7 @@ __all__ = [
     "avg_pool",
     "avg_pool_backward",
     "binary_cross_entropy",
+    "byte_code",
     "clip_factor",
     "col2im",
     "dropout",

@@ -69,3 +69,18 @@ def quantized_product(
 def quantized_max_pool(x: Array, window: Pair, stride: Pair, pad: Pair, positions: Pair) -> Array:
     """The largest byte of each window: what quantising the maximum gives, as quantising is monotonic."""
     return max_pool(x.astype(np.float32), window, stride, pad, positions)[0].astype(np.uint8)
+
+
+def byte_code(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point of bytes for values from low to high: ONNX' DynamicQuantizeLinear, in float32.
+
+    scale = (high - low) / 255 and zero_point = round(-low / scale) within 0..255, where `low` and `high`
+    are widened to hold 0. A scale below the smallest normal number is 1.
+    """
+    F = np.float32
+    least, most = min(F(low), F(0)), max(F(high), F(0))
+    scale = (most - least) / F(255)
+    if scale < np.finfo(F).tiny:
+        return 1.0, 0
+    zero_point = min(max(-least / scale, F(0)), F(255)) + ROUND - ROUND
+    return float(scale), int(zero_point)

@@ -1,0 +1,135 @@
+"""`steepest compress`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steepest import compress as ways
+from steepest import metrics
+from steepest._encoding import Encoding
+from steepest._model_commands import outputs_of
+from steepest._task import Task, load_task
+from steepest._train_command import SUFFIX, check_writable, describe, line, open_model
+from steepest.nn import Sequential
+
+Array = NDArray[Any]
+BATCH = 256  # samples predicted at a time when time is taken
+REPEATS = 30
+
+
+class Way(NamedTuple):
+    """A way to make a model smaller: its options, whether they ask for it, and what it does.
+
+    `apply(model, task, args)` gives the smaller model, and what to say of it; the task's test part is
+    none of its business. A row of the table has its name.
+    """
+
+    name: str
+    add_options: Callable[[Any], None]
+    is_asked: Callable[[argparse.Namespace], bool]
+    apply: Callable[[Sequential, Task, argparse.Namespace], tuple[Sequential, str]]
+
+
+def _add_quantization(group: Any) -> None:
+    text = "int8 weights, integer arithmetic; ranges of inputs from training data, or anew for every batch"
+    group.add_argument("--quantize", nargs="?", const="static", choices=("static", "dynamic"), help=text)
+    group.add_argument("--bits", type=int, choices=(8, 1), default=8, help="of a weight (default: 8; 1: its sign)")
+    text = "of a layer's inputs that static ranges hold, from either end (default: 100)"
+    group.add_argument("--percentile", type=float, default=100.0, help=text, metavar="P")
+    text = "training samples that static ranges are taken from (default: 1000)"
+    group.add_argument("--samples", type=int, default=1000, help=text, metavar="N")
+
+
+def _quantize(model: Sequential, task: Task, args: argparse.Namespace) -> tuple[Sequential, str]:
+    if args.samples < 1:
+        raise ValueError(f"--samples: expected a whole number from 1 up, got {args.samples}")
+    x = task.train[0]
+    picked = np.random.default_rng(0).permutation(len(x))[: args.samples]
+    calibration = x[np.sort(picked)] if args.quantize == "static" else None
+    small = ways.quantize(model, calibration, percentile=args.percentile, bits=args.bits)
+    how = f", calibrated with {len(picked):,} training samples" if calibration is not None else ""
+    return small, f"{small.kind}{how}"
+
+
+WAYS = (Way("quantised", _add_quantization, lambda args: args.quantize is not None, _quantize),)
+"""In the order in which they are applied."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `steepest compress`."""
+    parser.add_argument("model", help="what steepest train --out wrote", metavar="MODEL")
+    text = "what it was trained on (default: where that was then); the test part is held out"
+    parser.add_argument("data", nargs="?", help=text, metavar="DATA")
+    parser.add_argument("--out", required=True, help="where to", metavar="NAME.safetensors")
+    group = parser.add_argument_group("how (one or several)")
+    for way in WAYS:
+        way.add_options(group)
+
+
+def compress(args: argparse.Namespace) -> int:
+    """Make a trained model smaller, and compare it with what it was: size, score, time."""
+    asked = [way for way in WAYS if way.is_asked(args)]
+    if not asked:
+        raise ValueError("expected at least one way to make it smaller, such as --quantize")
+    if not args.out.endswith(SUFFIX) or (os.path.exists(args.out) and os.path.samefile(args.out, args.model)):
+        raise ValueError(f"--out {args.out}: expected another name than MODEL that ends in {SUFFIX}")
+    check_writable("--out", args.out)
+    saved = open_model(args.model)
+    settings = {**saved.extra["settings"], "from": None}
+    task = load_task({**settings, "data": args.data or settings["data"]}, Encoding.of_document(saved.extra["encoding"]))
+    keep = partial(ways.save, history=saved.history, extra={**saved.extra, "last": None})
+    line("model", f"{args.model}: {describe(saved.model)}, {saved.epoch} epochs, by steepest {saved.version}")
+    line("data", task.data)
+
+    model, rows = saved.model, [_row("as it was", saved.model, task, keep)]
+    for way in asked:
+        model, note = way.apply(model, task, args)
+        line(way.name, note)
+        rows.append(_row(way.name, model, task, keep))
+    _print_table(rows)
+    keep(args.out, model)
+    line("saved", args.out)
+    return 0
+
+
+def _row(name: str, model: Sequential, task: Task, keep: Callable[[str, Sequential], None]) -> dict[str, str]:
+    with tempfile.TemporaryDirectory() as folder:
+        keep(f"{folder}/model{SUFFIX}", model)
+        size = os.path.getsize(f"{folder}/model{SUFFIX}")
+    x, y = task.test
+    outputs = outputs_of(model, x)
+    if task.encoding.labelled:
+        score = "accuracy", f"{metrics.accuracy(y, outputs.argmax(-1)):.2%}"
+    else:
+        values = task.encoding.values
+        score = "RMSE", f"{metrics.rmse(values(y.reshape(-1, 1)), values(outputs)):.6g}"
+    batch, one = np.resize(x, (BATCH, *x.shape[1:])), x[:1]
+    times = {f"{len(rows)} sample{'s' * (len(rows) > 1)}": _time(model, rows) for rows in (batch, one)}
+    return {"": name, "bytes": f"{size:,}", score[0]: score[1], **times}
+
+
+def _time(model: Sequential, x: Array) -> str:
+    """The quickest of several predictions, in microseconds."""
+    best = float("inf")
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        model.forward(x)
+        best = min(best, time.perf_counter() - start)
+    return f"{1e6 * best:.0f} us"
+
+
+def _print_table(rows: Sequence[Mapping[str, str]]) -> None:
+    print()
+    for row in ({name: name for name in rows[0]}, *rows):
+        first, *rest = row.values()
+        print(f"{first:<15}" + "".join(f"{cell:>13}" for cell in rest))
+    print(flush=True)
