@@ -40,7 +40,7 @@ inline Sums pair_products(Shorts a, Shorts b) {
 }
 
 template <class T>
-inline T load(const void* from) {
+inline T load_as(const void* from) {
   T value;
   __builtin_memcpy(&value, from, sizeof value);
   return value;
@@ -54,13 +54,13 @@ inline void add_tile(const std::int16_t* x, const std::int16_t* panel, std::ptrd
   Sums sums[R][kVectors];
 #pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = load<Sums>(before + r * step + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = load_as<Sums>(before + r * step + v * kLanes);
   }
   for (std::ptrdiff_t k = 0; k < pairs; ++k, panel += 2 * kPanel) {
     Shorts w[kVectors];
-    for (int v = 0; v < kVectors; ++v) w[v] = load<Shorts>(panel + 2 * v * kLanes);
+    for (int v = 0; v < kVectors; ++v) w[v] = load_as<Shorts>(panel + 2 * v * kLanes);
     for (int r = 0; r < R; ++r) {
-      const Shorts both = reinterpret_cast<Shorts>(load<std::int32_t>(x + r * kDepth + 2 * k) - Ints{});
+      const Shorts both = reinterpret_cast<Shorts>(load_as<std::int32_t>(x + r * kDepth + 2 * k) - Ints{});
       for (int v = 0; v < kVectors; ++v) sums[r][v] += pair_products(both, w[v]);
     }
   }
@@ -74,7 +74,7 @@ inline void add_tile(const std::int16_t* x, const std::int16_t* panel, std::ptrd
 inline void widen(const std::uint8_t* from, const std::uint8_t* readable, std::ptrdiff_t n, std::int16_t* to) {
   std::ptrdiff_t k = 0;
   for (; k < n && readable - from >= k + kPanel; k += kPanel) {
-    const auto wide = __builtin_convertvector(load<Bytes>(from + k), WideBytes);
+    const auto wide = __builtin_convertvector(load_as<Bytes>(from + k), WideBytes);
     __builtin_memcpy(to + k, &wide, sizeof wide);
   }
   for (; k < n; ++k) to[k] = from[k];
