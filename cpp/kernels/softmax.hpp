@@ -110,7 +110,7 @@ inline void sum_tile(std::ptrdiff_t n, double* sum, Term term) {
   for (int l = 0; l < kTile; l += kLanesOf<double>) {
     Vector<double> hi{}, lo{};
     for (std::ptrdiff_t j = 0; j < n; ++j) add_as<T>(hi, lo, term(AtRegister{j * kTile + l}, AtRegister{l}));
-    store(sum + l, value(hi, lo));
+    store_register(sum + l, value(hi, lo));
   }
 }
 
@@ -122,8 +122,8 @@ inline void exponentials_of_tile(const SoftmaxRows<T>& a, std::ptrdiff_t first, 
   T top[kTile];
   for (int l = 0; l < kTile; l += kLanesOf<T>) {
     V m = all<V>(-Float<T>::infinity);
-    for (std::ptrdiff_t j = 0; j < n; ++j) m = above(load(t + j * kTile + l), m);
-    store(top + l, m);
+    for (std::ptrdiff_t j = 0; j < n; ++j) m = above(load_register(t + j * kTile + l), m);
+    store_register(top + l, m);
   }
   if (a.probabilities != nullptr) {
     T q[kTile * kFewClasses];
@@ -143,15 +143,15 @@ inline void exponentials_of_tile(const SoftmaxRows<T>& a, std::ptrdiff_t first, 
   for (int l = 0; l < kTile; l += kLanesOf<T>) {
     V s{}, count{}, count_masked{};
     for (std::ptrdiff_t k = l; k < n * kTile; k += kTile) {
-      const V e = numerator<smoothed>(load(t + k), load(top + l));
-      store(t + k, e);
+      const V e = numerator<smoothed>(load_register(t + k), load_register(top + l));
+      store_register(t + k, e);
       s += below_one(e);
       count += e == T(1) ? all<V>(1) : V{};
       if (smoothed) count_masked += is_masked(e) ? all<V>(1) : V{};
     }
-    store(sum + l, s);
-    store(ones + l, count);
-    store(masked + l, count_masked);
+    store_register(sum + l, s);
+    store_register(ones + l, count);
+    store_register(masked + l, count_masked);
   }
   for (int l = 0; l < kTile; ++l) {
     v.e_label[first + l] = static_cast<double>(t[label_of(a, first + l) * kTile + l]);
@@ -167,16 +167,17 @@ inline void gradients_of_tile(const SoftmaxRows<T>& a, std::ptrdiff_t first, T* 
   if (a.probabilities != nullptr) load_tile(a.probabilities + first * n, rows, n, q);
   const auto keep = all<Vector<T>>(static_cast<T>(1 - a.smoothing));
   for (int l = 0; l < kTile; l += kLanesOf<T>) {
-    const auto of_row = [&](const T* x) { return load(x + first + l); };
+    const auto of_row = [&](const T* x) { return load_register(x + first + l); };
     const auto ratio = of_row(v.ratio), even = of_row(v.even);
     if (a.probabilities == nullptr) {
       for (std::ptrdiff_t k = l; k < n * kTile; k += kTile) {
-        store(t + k, gradient_by_label<smoothed>(load(t + k), ratio, even));
+        store_register(t + k, gradient_by_label<smoothed>(load_register(t + k), ratio, even));
       }
     } else {
       const auto mass = of_row(v.mass_t), rest = of_row(v.rest_t), whole = of_row(v.whole_t);
       for (std::ptrdiff_t k = l; k < n * kTile; k += kTile) {
-        store(t + k, gradient_by_probability<smoothed>(load(t + k), load(q + k), keep, even, mass, rest, whole, ratio));
+        store_register(t + k, gradient_by_probability<smoothed>(load_register(t + k), load_register(q + k), keep, even,
+                                                                mass, rest, whole, ratio));
       }
     }
   }
@@ -192,9 +193,9 @@ inline T row_max(const T* x, std::ptrdiff_t n) {
   for (auto& lanes : m) lanes = all<Vector<T>>(-Float<T>::infinity);
   std::ptrdiff_t i = 0;
   for (; i + kRowLanes <= n; i += kRowLanes) {
-    for (int r = 0; r < registers; ++r) m[r] = above(load(x + i + r * width), m[r]);
+    for (int r = 0; r < registers; ++r) m[r] = above(load_register(x + i + r * width), m[r]);
   }
-  for (; i + width <= n; i += width) m[0] = above(load(x + i), m[0]);
+  for (; i + width <= n; i += width) m[0] = above(load_register(x + i), m[0]);
   for (int r = 1; r < registers; ++r) m[0] = above(m[r], m[0]);
   T top = -Float<T>::infinity;
   for (int l = 0; l < width; ++l) top = above(m[0][l], top);
@@ -212,8 +213,8 @@ inline double exponentials_of_row(const T* x, T top, T* e, std::ptrdiff_t n) {
     V sums[registers] = {}, counts[registers] = {};
     const auto add_lanes = [&](const T* from, T* to) __attribute__((always_inline)) {
       for (int r = 0; r < registers; ++r) {
-        const V y = numerator<smoothed>(load(from + r * width), all<V>(top));
-        store(to + r * width, y);
+        const V y = numerator<smoothed>(load_register(from + r * width), all<V>(top));
+        store_register(to + r * width, y);
         sums[r] += below_one(y);
         counts[r] += y == T(1) ? all<V>(1) : V{};
       }
@@ -268,7 +269,7 @@ template <class T, class F>
 inline void replace(T* e, const T* q, std::ptrdiff_t n, F f) {
   constexpr int width = kLanesOf<T>;
   std::ptrdiff_t j = 0;
-  for (; j + width <= n; j += width) store(e + j, f(load(e + j), load(q + j)));
+  for (; j + width <= n; j += width) store_register(e + j, f(load_register(e + j), load_register(q + j)));
   for (; j < n; ++j) {
     e[j] = f(all<Vector<T>>(e[j]), all<Vector<T>>(q[j]))[0];
   }
@@ -298,19 +299,20 @@ inline void row_results(const SoftmaxRows<T>& a, std::ptrdiff_t rows, RowValues<
   const double smoothing = a.smoothing, keep = 1 - a.smoothing;
   const bool by_label = a.probabilities == nullptr;
   for (std::ptrdiff_t i = 0; i < rows; i += kLanesOf<double>) {
-    const V weight = load(v.weight + i), rest = load(v.rest + i), e_label = load(v.e_label + i);
+    const V weight = load_register(v.weight + i), rest = load_register(v.rest + i),
+            e_label = load_register(v.e_label + i);
     const V whole = rest + 1.0, scale = weight * a.scale;
-    const V uniform = smoothed ? smoothing / load(v.unmasked + i) : V{};
-    const V mass = by_label ? all<V>(1) : keep * load(v.mass + i) + smoothing;
-    const V to_label = load(v.to_label + i);
-    const V far = smoothed ? keep * to_label + uniform * load(v.to_all + i) : to_label;
+    const V uniform = smoothed ? smoothing / load_register(v.unmasked + i) : V{};
+    const V mass = by_label ? all<V>(1) : keep * load_register(v.mass + i) + smoothing;
+    const V to_label = load_register(v.to_label + i);
+    const V far = smoothed ? keep * to_label + uniform * load_register(v.to_all + i) : to_label;
     const V loss = mass * logarithm_1p(rest) + far * kUp;
-    store(v.terms + i, weight == 0.0 ? V{} : weight * loss);
-    store(v.ratio_d + i, scale / whole);
-    store(v.even_d + i, by_label ? uniform * scale : uniform);
+    store_register(v.terms + i, weight == 0.0 ? V{} : weight * loss);
+    store_register(v.ratio_d + i, scale / whole);
+    store_register(v.even_d + i, by_label ? uniform * scale : uniform);
     const V smoothed_label = is_masked(e_label) ? all<V>(smoothing) : smoothing - uniform;
-    store(v.of_label + i, (smoothed_label - (rest + (1.0 - e_label)) / whole) * scale);
-    store(v.mass + i, mass);
+    store_register(v.of_label + i, (smoothed_label - (rest + (1.0 - e_label)) / whole) * scale);
+    store_register(v.mass + i, mass);
   }
   for (std::ptrdiff_t i = 0; i < rows; ++i) {
     v.ratio[i] = static_cast<T>(v.ratio_d[i]);

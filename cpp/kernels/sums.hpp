@@ -83,7 +83,7 @@ inline double fold(const Vector<T> (&registers)[kRowLanes / kLanesOf<T>]) {
     for (int r = 0; r < half; ++r) s[r] += s[r + half];
   }
   double d[width];
-  store(d, s[0]);
+  store_register(d, s[0]);
   for (int half = width / 2; half > 0; half /= 2) {
     for (int l = 0; l < half; ++l) d[l] += d[l + half];
   }

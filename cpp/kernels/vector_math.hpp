@@ -110,19 +110,19 @@ inline V all(Element<V> x) {
 }
 
 template <class T>
-inline Vector<T> load(const T* p) {
+inline Vector<T> load_register(const T* p) {
   Vector<T> v;
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
 
 template <class T>
-inline void store(T* p, Vector<T> v) {
+inline void store_register(T* p, Vector<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
 // As many elements as there are doubles in a register
-inline Vector<double> load_double(const double* p) { return load(p); }
+inline Vector<double> load_double(const double* p) { return load_register(p); }
 inline Vector<double> load_double(const float* p) {
   VectorOf<float, kWidth / 2>::type v;
   __builtin_memcpy(&v, p, sizeof v);
