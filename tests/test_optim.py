@@ -12,6 +12,7 @@ import pickle
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -834,6 +835,54 @@ def test_a_state_dict_is_plain_and_a_copy() -> None:
     before = everything(opt)
     saved["state"][0]["exp_avg"][:] = 7
     assert everything(opt) == before
+
+
+@every_variant
+def test_state_in_the_callers_arrays(rule: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    arrays, expected = make_arrays(np.float32), make_arrays(np.float32)
+    opt, usual = rule(arrays, **options), rule(expected, **options)
+    saved, mine = opt.state_dict(copy=False), []
+    for i, state in saved["state"].items():
+        for name, x in state.items():
+            if isinstance(x, np.ndarray):
+                file = tmp_path / f"{i}.{name}.npy"
+                state[name] = np.lib.format.open_memmap(file, "w+", x.dtype, x.shape, not x.flags.c_contiguous)
+                state[name][...] = x
+                mine.append(state[name])
+    opt.load_state_dict(saved, copy=False)
+    for seed in range(1, 4):
+        opt.step(make_arrays(np.float32, seed))
+        usual.step(make_arrays(np.float32, seed))
+    assert frozen(arrays) == frozen(expected) and frozen(opt.state_dict()) == frozen(usual.state_dict())
+    inside = [x for x in opt.state_dict(copy=False)["state"].values() for x in x.values() if isinstance(x, np.ndarray)]
+    assert all(a is b for a, b in zip(inside, mine, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda p, m: np.zeros(4), TypeError, "float32, got float64"),
+        (lambda p, m: np.zeros(3, np.float32), ValueError, "expected shape"),
+        (lambda p, m: np.frombuffer(bytes(16), np.float32), ValueError, "expected a writeable array"),
+        (lambda p, m: np.zeros(8, np.float32)[::2], ValueError, "expected a contiguous array"),
+        (lambda p, m: p, ValueError, "overlaps params"),
+        (lambda p, m: m, ValueError, "overlaps params"),  # the other state's
+    ],
+)
+def test_state_arrays_are_taken_over_or_refused(make: Any, error: Any, message: str) -> None:
+    p = np.ones(4, np.float32)
+    opt = sp.Adam(p)
+    opt.step(np.ones(4, np.float32))
+    saved = opt.state_dict(copy=False)
+    m = saved["state"][0]["exp_avg"]
+    before = everything(opt)
+    wrong = edit(saved, ("state", 0, "exp_avg"), m)  # but for `exp_avg` copies
+    wrong["state"][0]["exp_avg_sq"] = make(p, m)
+    with refused(opt, error, message):
+        opt.load_state_dict(wrong, copy=False)
+    assert everything(opt) == before
+    with pytest.raises(ValueError, match="cannot resize"):
+        m.resize(1000, refcheck=False)
 
 
 def edit(saved: Any, path: tuple[Any, ...], value: Any) -> Any:

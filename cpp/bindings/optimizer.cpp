@@ -172,8 +172,15 @@ void Optimizer::add_group(const py::object& container, const py::dict& options) 
   tensors_ = std::move(all);
   outputs_ = sorted_outputs(tensors_);
   for (Tensor& tensor : tensors_) tensor.apart = nullptr;
+  pin_outputs();
+}
+
+void Optimizer::pin_outputs() {
   pins_.clear();
-  for (const Tensor& tensor : tensors_) pins_.pin(tensor.p.array);
+  for (const Tensor& tensor : tensors_) {
+    pins_.pin(tensor.p.array);
+    for (const View& state : tensor.state) pins_.pin(state.array);
+  }
 }
 
 void Optimizer::set_options(std::size_t group, const py::dict& options) {
@@ -409,7 +416,7 @@ void Optimizer::step(const py::object& gradients, const py::object& scale) {
   ++steps_;
 }
 
-py::list Optimizer::snapshot() {
+py::list Optimizer::snapshot(bool copy) {
   const Turn turn(*this);
   py::list result;
   for (const Tensor& tensor : tensors_) {
@@ -417,14 +424,18 @@ py::list Optimizer::snapshot() {
     d["step"] = tensor.progress.step;
     if (keeps_mu_product()) d["mu_product"] = tensor.progress.mu_product;
     const auto names = state_names(tensor.group);
-    for (std::size_t i = 0; i < names.size(); ++i) d[names[i]] = tensor.state[i].array.attr("copy")("K");
+    for (std::size_t i = 0; i < names.size(); ++i) {
+      const py::array& state = tensor.state[i].array;
+      d[names[i]] = copy ? state.attr("copy")("K").cast<py::array>() : state;
+    }
     result.append(d);
   }
   return result;
 }
 
 // Checks what was saved of tensor i.
-void Optimizer::read_state(std::size_t i, py::handle saved, Progress& progress, std::vector<View>& arrays) const {
+void Optimizer::read_state(std::size_t i, py::handle saved, Use use, Progress& progress,
+                           std::vector<View>& arrays) const {
   const Tensor& tensor = tensors_[i];
   const std::string name = key_name("state", py::int_(i));
   if (!py::isinstance<py::dict>(saved)) throw py::type_error(name + ": expected a dict, got " + type_name(saved));
@@ -447,7 +458,7 @@ void Optimizer::read_state(std::size_t i, py::handle saved, Progress& progress, 
   }
   for (const char* state : names) {
     const std::string state_name = key_name(name, py::str(state));
-    const View v = view(saved[state], state_name, Use::read);
+    const View v = view(saved[state], state_name, use);
     check_dtype(v, state_name, tensor.p.is_double);
     check_shape(v, state_name, shape_of(tensor.p.array));
     if ((v.layout & tensor.p.layout) == 0) {
@@ -457,7 +468,7 @@ void Optimizer::read_state(std::size_t i, py::handle saved, Progress& progress, 
   }
 }
 
-void Optimizer::restore(const py::list& saved, const py::object& steps, const py::list& options) {
+void Optimizer::restore(const py::list& saved, const py::object& steps, const py::list& options, bool copy) {
   const Turn turn(*this);
   if (saved.size() != tensors_.size()) {
     throw py::value_error("state: expected " + std::to_string(tensors_.size()) + " tensors, got " +
@@ -466,7 +477,18 @@ void Optimizer::restore(const py::list& saved, const py::object& steps, const py
   const std::int64_t new_steps = count_from(steps, "steps");
   std::vector<Progress> progress(tensors_.size());
   std::vector<View> arrays;
-  for (std::size_t i = 0; i < tensors_.size(); ++i) read_state(i, saved[i], progress[i], arrays);
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    read_state(i, saved[i], copy ? Use::read : Use::write, progress[i], arrays);
+  }
+  std::vector<Tensor> all;
+  if (!copy) {
+    all = tensors_;
+    auto next = arrays.begin();
+    for (Tensor& tensor : all) {
+      for (View& state : tensor.state) state = *next++;
+    }
+    sorted_outputs(all);
+  }
   std::vector<Common> commons;
   for (std::size_t i = 0; i < options.size(); ++i) {
     commons.push_back(read_common(options[i]));
@@ -477,11 +499,18 @@ void Optimizer::restore(const py::list& saved, const py::object& steps, const py
     set_rule(i, options[i]);
     groups_[i].common = commons[i];
   }
+  if (!copy) {
+    tensors_ = std::move(all);
+    outputs_ = sorted_outputs(tensors_);
+    pin_outputs();
+  }
   auto next = arrays.begin();
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     tensors_[i].progress = progress[i];
     for (const View& state : tensors_[i].state) {
-      if (state.size > 0) std::memmove(state.data, next->data, static_cast<std::size_t>(state.size * state.itemsize()));
+      if (copy && state.size > 0) {
+        std::memmove(state.data, next->data, static_cast<std::size_t>(state.size * state.itemsize()));
+      }
       ++next;
     }
   }

@@ -69,9 +69,10 @@ class Optimizer {
   void add_group(const py::object& container, const py::dict& options);
   void set_options(std::size_t group, const py::dict& options);
   void step(const py::object& gradients, const py::object& grad_scale);
-  py::list snapshot();  // a dict for each tensor: step and copies of its state
-  // Takes over what snapshot gave, and a dict of options for each group (or none); all of it is checked first.
-  void restore(const py::list& tensors, const py::object& steps, const py::list& options);
+  py::list snapshot(bool copy);  // a dict for each tensor: step and its state, in copies or itself
+  // Takes over what snapshot gave, in copies or the arrays themselves, and a dict of options for each group (or none);
+  // all of it is checked first.
+  void restore(const py::list& tensors, const py::object& steps, const py::list& options, bool copy);
   std::optional<double> last_norm() const { return last_norm_; }
 
   void set_clipping(double max_norm, const std::string& nonfinite);
@@ -117,7 +118,8 @@ class Optimizer {
   void collect_tensor(Tensor& tensor, const Group& group, std::size_t i, const py::object& g);
   const Output* overlapped(const View& g) const;
   void apply_schedules();
-  void read_state(std::size_t i, py::handle saved, Progress& progress, std::vector<View>& arrays) const;
+  void read_state(std::size_t i, py::handle saved, Use use, Progress& progress, std::vector<View>& arrays) const;
+  void pin_outputs();
   [[noreturn]] void raise_nonfinite() const;
 
   std::vector<Group> groups_;

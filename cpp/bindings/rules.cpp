@@ -330,8 +330,9 @@ void register_rules(py::module_& m) {
       .def("add_group", &Optimizer::add_group, py::arg("params"), py::arg("options"))
       .def("set_options", &Optimizer::set_options, py::arg("group"), py::arg("options"))
       .def("step", &Optimizer::step, py::arg("grads"), py::arg("grad_scale"))
-      .def("snapshot", &Optimizer::snapshot)
-      .def("restore", &Optimizer::restore, py::arg("tensors"), py::arg("steps"), py::arg("options") = py::list())
+      .def("snapshot", &Optimizer::snapshot, py::arg("copy") = true)
+      .def("restore", &Optimizer::restore, py::arg("tensors"), py::arg("steps"), py::arg("options") = py::list(),
+           py::arg("copy") = true)
       .def("set_clipping", &Optimizer::set_clipping, py::arg("max_norm"), py::arg("nonfinite"))
       .def_readwrite("grouped", &Optimizer::grouped)
       .def_property_readonly("last_norm", &Optimizer::last_norm)

@@ -263,8 +263,8 @@ class Optimizer:
         """The norm of grad_scale times the last step's gradients, before clipping, if it was computed."""
         return self._core.last_norm
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state as plain arrays and numbers, in copies.
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
+        """The state as plain arrays and numbers; with `copy=False` the arrays themselves, which later steps change.
 
         `{"steps": int, "state": {i: {"step": int, name: array, ...}}, "param_groups": [{option: value,
         "params": [i, ...]}]}`, i counting the parameters; names as in `torch.optim`. A schedule is
@@ -280,14 +280,26 @@ class Optimizer:
             first += count
         return {
             "steps": self.steps,
-            "state": dict(enumerate(self._core.snapshot())),
+            "state": dict(enumerate(self._core.snapshot(copy))),
             "param_groups": groups,
         }
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any], *, copy: bool = True) -> None:
         """Takes over what `state_dict` gave; a schedule in force stays, and goes on at the loaded step.
 
-        Raises TypeError or ValueError if it does not fit these parameters; then nothing is changed.
+        With `copy=False` the arrays in it become the state, as they are: memory maps, for state larger than
+        memory, which a step then streams through. Raises TypeError or ValueError if it does not fit these
+        parameters; then nothing is changed.
+
+            >>> import numpy as np, steepest as sp
+            >>> w = np.ones(3)
+            >>> opt = sp.Adam(w)
+            >>> saved = opt.state_dict(copy=False)
+            >>> saved["state"][0]["exp_avg"] = m = np.zeros(3)  # or np.lib.format.open_memmap("m.npy", "w+", ...)
+            >>> opt.load_state_dict(saved, copy=False)
+            >>> opt.step(np.full(3, 2.0))
+            >>> m
+            array([0.2, 0.2, 0.2])
         """
         _check_keys("state_dict", state_dict, ("steps", "state", "param_groups"))
         state, groups = state_dict["state"], state_dict["param_groups"]
@@ -306,7 +318,7 @@ class Optimizer:
             checked.append(group._checked(group._options | changed))
         _check_keys("state", state, tuple(range(first)))
         core_options = [self._core_options(options) for options in checked]
-        self._core.restore([state[i] for i in range(first)], state_dict["steps"], core_options)
+        self._core.restore([state[i] for i in range(first)], state_dict["steps"], core_options, copy)
         for group, options in zip(self.param_groups, checked, strict=True):
             group._options = options
 
