@@ -50,12 +50,6 @@ bool fits(const py::object& g, const Tensor& tensor) {
          std::equal(a->dimensions, a->dimensions + a->nd, p->dimensions);
 }
 
-// Lets the gradients go when a step ends, however it ends.
-struct Release {
-  std::vector<Work>& work;
-  ~Release() { work.clear(); }
-};
-
 // Asks for the beginning of the next tensor's arrays while this one's are worked on: among many small tensors the
 // hardware sees no pattern.
 void prefetch(const Work& w) noexcept {
@@ -374,6 +368,11 @@ void Optimizer::step(const py::object& gradients, const py::object& scale) {
     if (w.g.still_holds()) continue;
     throw py::value_error("grads: expected arrays that stay as they are, got one that was resized during the step");
   }
+  take(grad_scale);
+}
+
+// The step over what was collected.
+void Optimizer::take(double grad_scale) {
   const std::ptrdiff_t total = work_.empty() ? 0 : work_.back().end;
   Pins pins;
   std::optional<WithoutGil> release;

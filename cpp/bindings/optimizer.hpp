@@ -18,8 +18,14 @@ namespace steepest {
 struct Progress {
   std::int64_t step = 0;
   double mu_product = 1;  // NAdam's
+  bool in_float = false;  // whether mu_product is kept as a float
 
-  bool operator==(const Progress& other) const { return step == other.step && mu_product == other.mu_product; }
+  void multiply(double mu) {
+    mu_product = in_float ? static_cast<float>(mu_product) * static_cast<float>(mu) : mu_product * mu;
+  }
+  bool operator==(const Progress& other) const {
+    return step == other.step && mu_product == other.mu_product && in_float == other.in_float;
+  }
 };
 
 struct Tensor {
@@ -44,6 +50,12 @@ struct Work {
   Tensor* tensor;
   View g;
   std::ptrdiff_t end;
+};
+
+// Lets the gradients go when a step ends, however it ends.
+struct Release {
+  std::vector<Work>& work;
+  ~Release() { work.clear(); }
 };
 
 enum class Nonfinite { propagate, skip, raise };
@@ -94,6 +106,7 @@ class Optimizer {
 
  private:
   friend class Turn;
+  friend class Tensors;
 
   enum class Kind { single, sequence, mapping };
   using Output = std::pair<const View*, const std::string*>;  // a parameter or a state, and the parameter's name
@@ -118,6 +131,7 @@ class Optimizer {
   void collect_tensor(Tensor& tensor, const Group& group, std::size_t i, const py::object& g);
   const Output* overlapped(const View& g) const;
   void apply_schedules();
+  void take(double grad_scale);
   void read_state(std::size_t i, py::handle saved, Use use, Progress& progress, std::vector<View>& arrays) const;
   void pin_outputs();
   [[noreturn]] void raise_nonfinite() const;

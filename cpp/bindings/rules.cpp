@@ -194,7 +194,7 @@ struct NadamRule : Plain {
   template <class T>
   Step<T> prepare(double lr, Progress& progress) const {
     const double mu_t = mu(progress.step), mu_next = mu(progress.step + 1);
-    progress.mu_product *= mu_t;
+    progress.multiply(mu_t);
     return {round_to<T>(lr * (1 - mu_t) / (1 - progress.mu_product)),
             round_to<T>(lr * mu_next / (1 - progress.mu_product * mu_next)),
             round_to<T>(beta1),

@@ -1,0 +1,429 @@
+"""Optimizers for PyTorch's CPU tensors: `torch.optim` with the kernels of `steepest`.
+
+Change the import, and keep the rest: `SGD`, `RMSprop`, `Adagrad`, `Adam`, `AdamW` and `NAdam` are subclasses of
+`torch.optim`'s classes of these names, with their constructors, param groups, hooks, errors and checkpoints: a plain
+`state_dict` moves from theirs to ours and back, and training continues equal. `Lion` and `Momentum` are there besides.
+
+    >>> import torch
+    >>> from steepest.torch import AdamW
+    >>> _ = torch.manual_seed(0)
+    >>> model = torch.nn.Linear(3, 1)
+    >>> optimizer = AdamW(model.parameters(), lr=0.1, max_norm=1.0)
+    >>> model(torch.ones(8, 3)).square().mean().backward()
+    >>> optimizer.step()
+
+Parameters are float32 or float64, and updated in place without a copy. bfloat16 and float16 parameters are stepped in
+float32: their state is float32 and has the parameter itself in float32 as `master_param`. Whatever their strides,
+tensors work; where a gradient does not lie in memory as its parameter does, a step copies it first.
+
+Beyond PyTorch's options, by name: `max_norm` scales the gradients of a step by min(1, max_norm / (norm + 1e-6)), norm
+being the 2-norm of all of them together, as `clip_grad_norm_` does but in the same pass; it is then `last_norm`.
+
+`foreach` and `fused` are accepted and change nothing: there is one implementation. `capturable` and `differentiable`
+are refused, since nothing here can be captured in a graph or differentiated. Refused are also tensors that are
+sparse, complex, of whole numbers or not on the CPU (TypeError), a parameter that is twice in a group, parameters that
+share memory, and gradients that are not of their parameter's shape (ValueError); then nothing is changed.
+
+Different from PyTorch: RMSprop's `centered` variance is not below 0 (where rounding makes PyTorch's negative, it gives
+NaN), and state smaller than the smallest normal number becomes 0.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+import torch
+from torch.optim import optimizer as base
+
+from steepest import _core, optim
+
+__all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "Momentum", "NAdam", "RMSprop"]
+
+if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+    raise ImportError(
+        f"steepest.torch needs PyTorch 2.10 or newer, found {torch.__version__}: pip install --upgrade torch"
+    )
+
+_WIDE = (torch.float32, torch.float64)
+_NARROW = (torch.bfloat16, torch.float16)  # stepped in float32
+_MASTER = "master_param"
+
+
+def _number(x: Any) -> float:
+    return float(x.item() if isinstance(x, torch.Tensor) else x)
+
+
+@functools.cache
+def _defaults(rule: Any) -> dict[str, Any]:
+    """The rule's options that are data of a step."""
+    parameters = inspect.signature(rule).parameters
+    return {name: x.default for name, x in parameters.items() if name not in ("params", "max_norm", "nonfinite")}
+
+
+def _check_numbers(**options: Any) -> None:
+    for name, value in options.items():
+        optim._check_option(name, value.item() if isinstance(value, torch.Tensor) else value, ())
+
+
+def _check_tensor(name: str, x: Any) -> None:
+    """Refuses what the kernels cannot step."""
+    remedy = ""
+    if x.layout != torch.strided:
+        what = f"a {str(x.layout).removeprefix('torch.')} one"
+        remedy = "; make it dense (Embedding(sparse=False), x.to_dense()), or use torch.optim.SparseAdam"
+    elif x.device.type != "cpu":
+        what, remedy = f"one on {x.device}", "; use torch.optim there"
+    elif x.dtype not in _WIDE + _NARROW:
+        what = str(x.dtype)
+    elif torch.utils._python_dispatch.is_traceable_wrapper_subclass(x):
+        what = type(x).__name__
+    else:
+        return
+    raise TypeError(f"{name}: expected a dense floating-point tensor on the CPU, got {what}{remedy}")
+
+
+def _laid_out_as(target: Any, x: Any) -> Any:
+    """x with the dtype, strides and device of target, itself if it has them."""
+    fits = x.dtype == target.dtype and x.device == target.device and x.layout == torch.strided
+    if fits and x.stride() == target.stride() and not x.is_neg():
+        return x
+    return torch.empty_like(target).copy_(x)
+
+
+def _is_dense(x: Any) -> bool:
+    return bool(torch.empty_like(x, device="meta").stride() == x.stride())
+
+
+class _Steps(torch.optim.Optimizer):
+    """What all optimizers here share: it comes before one of torch's classes, and takes its steps."""
+
+    _rule: ClassVar[type[optim.Optimizer]]
+    _scalars: ClassVar[dict[str, float]] = {"step": 0.0}  # the state's numbers, and how they start
+    _max_norm: float | None = None
+    _tensors: _core.Tensors | None = None  # knows the tensors of the last step
+    _optimizer: _core.Optimizer
+    _copied: list[tuple[Any, Any]]  # each parameter, and what is stepped in its place
+
+    def __init_subclass__(cls) -> None:
+        """Shows the constructor of torch's class, with what is ours."""
+        ours = inspect.signature(_Steps.__init__).parameters
+        owner = next(c for c in cls.__mro__ if c is not _Steps and "__init__" in vars(c))
+        theirs = inspect.signature(vars(owner)["__init__"]).parameters
+        extra = [ours[name] for name in ("max_norm",) if name not in theirs]
+        cls.__signature__ = inspect.Signature([*list(theirs.values())[1:], *extra])
+
+    def __init__(self, params: Any, *args: Any, max_norm: float | None = None, **options: Any) -> None:
+        self.max_norm = max_norm
+        super().__init__(params, *args, **options)
+        self._step_supports_amp_scaling = False  # so that GradScaler unscales the gradients itself
+
+    @property
+    def max_norm(self) -> float | None:
+        """The bound of the gradients' norm, or None."""
+        return self._max_norm
+
+    @max_norm.setter
+    def max_norm(self, value: float | None) -> None:
+        if value is not None:
+            optim._check_number("max_norm", value, ())
+        self._max_norm, self._tensors = value, None
+
+    @property
+    def last_norm(self) -> float | None:
+        """The norm of the last step's gradients before clipping, if `max_norm` had it computed, else None."""
+        return None if self._tensors is None else self._optimizer.last_norm
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; refuses parameters that the kernels cannot step."""
+        super().add_param_group(param_group)
+        try:
+            group = self.param_groups[-1]
+            for option in ("capturable", "differentiable"):
+                if group.get(option):
+                    raise ValueError(f"{option}: expected False, got True; a compiled step cannot be, use torch.optim")
+            for i, p in enumerate(group["params"]):
+                _check_tensor(f"param_groups[{len(self.param_groups) - 1}]['params'][{i}]", p)
+            if len({*map(id, group["params"])}) < len(group["params"]):
+                raise ValueError("params: expected each parameter once, got one twice")
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_max_norm": self._max_norm}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._tensors = None
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's; the float32 state of narrower parameters stays float32."""
+        final: dict[str, Any] = {}
+        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        params = [p for group in self.param_groups for p in group["params"]]
+        numbers = [i for group in final["param_groups"] for i in group["params"]]
+        for i, p in zip(numbers, params, strict=True):
+            for name, value in final["state"].get(i, {}).items() if p.dtype in _NARROW else ():
+                if isinstance(value, torch.Tensor) and name != "step":
+                    self.state[p][name] = value.to("cpu", torch.float32)
+
+    def _rule_of(self, group: dict[str, Any]) -> type[optim.Optimizer]:
+        return self._rule
+
+    def _options(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The group's options in the compiled rule's words."""
+        rule: Any = self._rule_of(group)
+        options = dict(_defaults(rule))
+        for name in options.keys() & group.keys():
+            value = group[name]
+            options[name] = tuple(map(_number, value)) if name == "betas" else _number(value)
+        return dict(rule._core_options(options))
+
+    def _watch(self) -> None:
+        """Makes the compiled optimizer anew, for the parameters, options and state as they now are."""
+        for name, p in self._named():
+            self._check(name, p)
+        self._tensors = None
+        self._optimizer = self._rule._core_class()
+        self._optimizer.set_clipping(math.inf if self._max_norm is None else self._max_norm, "propagate")
+        tensors = _core.Tensors(self._optimizer, torch.Tensor, torch._C._increment_version)
+        self._names = [tensors.set_options(i, self._options(group)) for i, group in enumerate(self.param_groups)]
+        self._copied = []
+        made: list[tuple[Any, str]] = []
+        try:
+            entries = [
+                self._entry(i, p, names, made)
+                for i, (group, names) in enumerate(zip(self.param_groups, self._names, strict=True))
+                for p in group["params"]
+            ]
+            tensors.watch(self.param_groups, self.state, entries)
+        except Exception:
+            for p, name in made:
+                del self.state[p][name]
+                if not self.state[p]:
+                    del self.state[p]
+            raise
+        tensors.watch_options(self.param_groups)
+        self._tensors = tensors
+
+    def _named(self) -> Iterator[tuple[str, Any]]:
+        for i, group in enumerate(self.param_groups):
+            for k, p in enumerate(group["params"]):
+                yield f"param_groups[{i}]['params'][{k}]", p
+
+    @staticmethod
+    def _check(name: str, p: Any) -> None:
+        _check_tensor(name, p)
+        if p.grad is None:
+            return
+        _check_tensor(f"{name}.grad", p.grad)
+        if p.grad.shape != p.shape:
+            raise ValueError(f"{name}.grad: expected shape {tuple(p.shape)}, got {tuple(p.grad.shape)}")
+        if torch._debug_has_internal_overlap(p) == 1:
+            raise ValueError(f"{name}: expected memory of its own for each element, got an expanded tensor; clone it")
+
+    def _entry(self, group: int, p: Any, names: list[str], made: list[tuple[Any, str]]) -> tuple[Any, ...]:
+        """What `watch` is told of a parameter; makes its state if there is a gradient for the first time."""
+        kept = self.state.get(p, {})
+        needed = [*self._scalars, *names, *[_MASTER] * (p.dtype in _NARROW)]
+        if p.grad is None and any(kept.get(name) is None for name in needed):
+            return group, p, None, None, None, None, 0
+        made += [(p, name) for name in needed if name not in kept]
+        if needed:
+            kept = self.state[p]
+        dtype = base._get_scalar_dtype(self.param_groups[group].get("fused"))
+        for name, first in self._scalars.items():
+            kept[name] = self._scalar(name, kept.get(name, first), dtype)
+        target = self._target(p, kept)
+        taken = int(all(kept.get(name) is not None for name in names))
+        for name in names:
+            x = kept.get(name)
+            if x is None:
+                first = self.param_groups[group].get("initial_accumulator_value", 0.0)
+                kept[name] = torch.full_like(target, first, requires_grad=False)
+            elif x.shape != p.shape:
+                raise ValueError(f"state: expected {name} of shape {tuple(p.shape)}, got {tuple(x.shape)}")
+            else:
+                kept[name] = _laid_out_as(target, x)
+        state = [kept[name] for name in names]
+        return group, p, target, state, kept.get("step"), kept.get("mu_product"), taken
+
+    @staticmethod
+    def _scalar(name: str, x: Any, dtype: Any) -> Any:
+        if isinstance(x, torch.Tensor) and x.dtype in _WIDE and x.device.type == "cpu" and x.dim() == 0:
+            return x
+        return torch.tensor(_number(x), dtype=dtype)
+
+    def _target(self, p: Any, kept: dict[str, Any]) -> Any:
+        """The tensor that is stepped: the parameter itself where possible."""
+        if p.dtype in _NARROW:
+            master = kept.get(_MASTER)
+            if master is None or master.shape != p.shape or not torch.equal(master.to(p.dtype), p):
+                kept[_MASTER] = master = torch.empty_like(p, dtype=torch.float32).copy_(p)
+            target = kept[_MASTER]
+        elif not _is_dense(p):
+            target = torch.empty_like(p, requires_grad=False)
+        else:
+            return p
+        self._copied.append((p, target))
+        return target
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Updates the parameters in place with their gradients; those without one are skipped.
+
+        `closure` computes the gradients anew and returns the loss, which is then returned. A refused step changes
+        nothing.
+        """
+        if (
+            base._global_optimizer_pre_hooks
+            or base._global_optimizer_post_hooks
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or torch.autograd._profiler_enabled()
+        ):
+            return self._observed_step(closure)
+        return self._step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # torch would record every step for a profiler that is not there
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        found = "stale" if self._tensors is None else "copies" if self._copied else self._take(None)
+        if found != "done":
+            with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+                self._careful_step(found)
+        return loss
+
+    _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+    def _take(self, gradients: list[Any] | None) -> str:
+        """A step of the compiled optimizer, or what is in its way."""
+        assert self._tensors is not None
+        found = self._tensors.step(self.param_groups, self.state, gradients)
+        if found != "options":
+            return found
+        for i, group in enumerate(self.param_groups):
+            if self._tensors.set_options(i, self._options(group)) != self._names[i]:
+                return "stale"  # these options need other state
+        self._tensors.watch_options(self.param_groups)
+        return self._tensors.step(self.param_groups, self.state, gradients)
+
+    def _careful_step(self, found: str) -> None:
+        """A step for which something has to be prepared."""
+        if found == "stale" or any(p.shape != target.shape for p, target in self._copied):
+            self._watch()
+        for copies in (False, False, True):
+            found = self._take(self._gradients(copies))
+            if found == "done":
+                break
+            if found == "stale":
+                self._watch()
+        else:
+            raise RuntimeError("step: expected tensors that stay as they are during the step, got ones that changed")
+        for p, target in self._copied:
+            if p.grad is not None:
+                p.copy_(target)
+
+    def _gradients(self, copies: bool) -> list[Any]:
+        """The gradients as they must lie in memory; and what is stepped in place of a parameter follows it."""
+        for p, target in self._copied:
+            if p.dtype not in _NARROW or not torch.equal(target.to(p.dtype), p):
+                target.copy_(p)
+        targets = {id(p): target for p, target in self._copied}
+        gradients = []
+        for name, p in self._named():
+            self._check(name, p)
+            target = targets.get(id(p), p)
+            if p.grad is not None and copies:
+                gradients.append(torch.empty_like(target).copy_(p.grad))
+            else:
+                gradients.append(None if p.grad is None else _laid_out_as(target, p.grad))
+        return gradients
+
+
+class SGD(_Steps, torch.optim.SGD):
+    """`torch.optim.SGD`: stochastic gradient descent, with momentum if `momentum` > 0; see `steepest.SGD`."""
+
+    _rule, _scalars = optim.SGD, {}
+
+
+class RMSprop(_Steps, torch.optim.RMSprop):
+    """`torch.optim.RMSprop`: steps divided by the root of the averaged squared gradients; see `steepest.RMSprop`."""
+
+    _rule = optim.RMSprop
+
+
+class Adagrad(_Steps, torch.optim.Adagrad):
+    """`torch.optim.Adagrad`: steps divided by the root of the summed squared gradients; see `steepest.Adagrad`."""
+
+    _rule = optim.Adagrad
+
+
+class Adam(_Steps, torch.optim.Adam):
+    """`torch.optim.Adam`: averages of the gradient and of its square, with bias correction; see `steepest.Adam`."""
+
+    _rule = optim.Adam
+
+    def _rule_of(self, group: dict[str, Any]) -> type[optim.Optimizer]:
+        return optim.AdamW if group.get("decoupled_weight_decay") else optim.Adam
+
+
+class AdamW(Adam, torch.optim.AdamW):
+    """`torch.optim.AdamW`: Adam with decoupled weight decay; see `steepest.AdamW`."""
+
+
+class NAdam(_Steps, torch.optim.NAdam):
+    """`torch.optim.NAdam`: Adam with Nesterov's momentum and a momentum schedule; see `steepest.NAdam`."""
+
+    _rule, _scalars = optim.NAdam, {"step": 0.0, "mu_product": 1.0}
+
+
+class Lion(_Steps, torch.optim.Optimizer):
+    """Steps of one length in every coordinate, the sign of an interpolated momentum; see `steepest.Lion`."""
+
+    _rule, _scalars = optim.Lion, {}
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+    ) -> None:
+        _check_numbers(lr=lr, betas=betas, weight_decay=weight_decay)
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, defaults, max_norm=max_norm)
+
+
+class Momentum(_Steps, torch.optim.Optimizer):
+    """Gradient descent along a moving average of the gradients; see `steepest.Momentum`."""
+
+    _rule, _scalars = optim.Momentum, {}
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any = 1e-3,
+        beta: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        max_norm: float | None = None,
+    ) -> None:
+        _check_numbers(lr=lr, beta=beta, weight_decay=weight_decay)
+        defaults = {"lr": lr, "beta": beta, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, defaults, max_norm=max_norm)
