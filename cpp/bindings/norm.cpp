@@ -12,7 +12,14 @@ namespace {
 
 template <class T>
 Sum block_sum(const Span& x, std::ptrdiff_t begin, double scale) noexcept {
-  return losses<T>().sum_of_squares(static_cast<const T*>(x.data) + begin, scale, std::min(kSumBlock, x.size - begin));
+  const T* from = static_cast<const T*>(x.data) + begin;
+  const std::ptrdiff_t n = std::min(kSumBlock, x.size - begin);
+  T kept[kSumBlock];
+  if (x.mask != nullptr) {
+    rules<T>().keep(x.mask + begin, from, kept, n);
+    from = kept;
+  }
+  return losses<T>().sum_of_squares(from, scale, n);
 }
 
 double sum_of_squares(const std::vector<Span>& arrays, double scale) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <vector>
 
 namespace steepest {
@@ -10,6 +11,7 @@ struct Span {
   const void* data;
   std::ptrdiff_t size;
   bool is_double;
+  const std::uint8_t* mask = nullptr;  // what is 0 in it counts as 0
 };
 
 // sqrt(sum of squares), the same bits whatever the ISA and the threads; neither overflows nor underflows unless the

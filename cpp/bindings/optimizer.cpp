@@ -342,10 +342,12 @@ void Optimizer::apply_schedules() {
   }
 }
 
+Span Optimizer::span(const Work& w) { return {w.g.data, w.g.size, w.g.is_double, w.tensor->mask.keep}; }
+
 void Optimizer::raise_nonfinite() const {
   std::string which = "the norm of the gradients is";
   for (const Work& w : work_) {
-    if (std::isfinite(global_norm({{w.g.data, w.g.size, w.g.is_double}}))) continue;
+    if (std::isfinite(global_norm({span(w)}))) continue;
     which = "the gradient of " + w.tensor->name + " has a value that is";
     break;
   }
@@ -383,7 +385,7 @@ void Optimizer::take(double grad_scale) {
   std::optional<double> norm;
   if (std::isfinite(max_norm_) || nonfinite_ != Nonfinite::propagate) {
     std::vector<Span> spans;
-    for (const Work& w : work_) spans.push_back({w.g.data, w.g.size, w.g.is_double});
+    for (const Work& w : work_) spans.push_back(span(w));
     norm = std::abs(grad_scale) * global_norm(spans);
     if (nonfinite_ != Nonfinite::propagate && !std::isfinite(*norm)) {
       release.reset();
@@ -415,6 +417,48 @@ void Optimizer::take(double grad_scale) {
   ++steps_;
 }
 
+// A copy of the mask, as contiguous as the tensor.
+Mask Optimizer::make_mask(const py::object& mask, const Tensor& tensor, const std::string& name) {
+  if (mask.is_none()) return {};
+  const bool is_array = py::isinstance<py::array>(mask) && !is_masked(mask);
+  if (!is_array || py::array(mask).dtype().num() != py::detail::npy_api::NPY_BOOL_) {
+    throw py::type_error(name + ": expected a numpy.ndarray of bool, True for what to keep, got " +
+                         (is_array ? "dtype " + text(mask.attr("dtype")) : type_name(mask)));
+  }
+  const auto shape = shape_of(tensor.p.array), got = shape_of(py::array(mask));
+  if (got != shape) {
+    throw py::value_error(name + ": expected the shape of " + tensor.name + ", " + describe(shape) + ", got " +
+                          describe(got));
+  }
+  const py::array copy =
+      py::module_::import("numpy").attr("array")(mask, py::arg("order") = (tensor.p.layout & c_order) != 0 ? "C" : "F");
+  return {copy, static_cast<const std::uint8_t*>(copy.data())};
+}
+
+void Optimizer::set_masks(const py::list& masks) {
+  const Turn turn(*this);
+  if (masks.size() != tensors_.size()) {
+    throw py::value_error("masks: expected " + std::to_string(tensors_.size()) + ", one for each parameter, got " +
+                          std::to_string(masks.size()));
+  }
+  std::vector<Mask> made;
+  for (std::size_t i = 0; i < tensors_.size(); ++i) {
+    const std::string place = tensors_[i].name.substr(std::strlen("params"));
+    made.push_back(make_mask(masks[i], tensors_[i], "masks" + place));
+  }
+  for (std::size_t i = 0; i < tensors_.size(); ++i) tensors_[i].mask = made[i];
+}
+
+py::list Optimizer::masks() {
+  const Turn turn(*this);
+  py::list result;
+  for (const Tensor& tensor : tensors_) {
+    const py::object& mask = tensor.mask.array;
+    result.append(mask.is_none() ? mask : mask.attr("copy")("K"));
+  }
+  return result;
+}
+
 py::list Optimizer::snapshot(bool copy) {
   const Turn turn(*this);
   py::list result;
@@ -422,6 +466,7 @@ py::list Optimizer::snapshot(bool copy) {
     py::dict d;
     d["step"] = tensor.progress.step;
     if (keeps_mu_product()) d["mu_product"] = tensor.progress.mu_product;
+    if (tensor.mask.keep != nullptr) d["mask"] = tensor.mask.array.attr("copy")("K");
     const auto names = state_names(tensor.group);
     for (std::size_t i = 0; i < names.size(); ++i) {
       const py::array& state = tensor.state[i].array;
@@ -433,7 +478,7 @@ py::list Optimizer::snapshot(bool copy) {
 }
 
 // Checks what was saved of tensor i.
-void Optimizer::read_state(std::size_t i, py::handle saved, Use use, Progress& progress,
+void Optimizer::read_state(std::size_t i, py::handle saved, Use use, Progress& progress, Mask& mask,
                            std::vector<View>& arrays) const {
   const Tensor& tensor = tensors_[i];
   const std::string name = key_name("state", py::int_(i));
@@ -442,12 +487,14 @@ void Optimizer::read_state(std::size_t i, py::handle saved, Use use, Progress& p
   py::list expected;
   expected.append("step");
   if (keeps_mu_product()) expected.append("mu_product");
+  if (saved.contains("mask")) expected.append("mask");
   for (const char* state : names) expected.append(state);
   const py::list got(py::reinterpret_borrow<py::dict>(saved));
   if (py::set(got).not_equal(py::set(expected))) {
     throw py::value_error(name + ": expected the keys " + text(expected) + ", got " + text(got));
   }
   progress.step = count_from(saved["step"], key_name(name, py::str("step")));
+  if (saved.contains("mask")) mask = make_mask(saved["mask"], tensor, key_name(name, py::str("mask")));
   if (keeps_mu_product()) {
     const std::string mu_name = key_name(name, py::str("mu_product"));
     progress.mu_product = number_from(saved["mu_product"], mu_name);
@@ -475,9 +522,10 @@ void Optimizer::restore(const py::list& saved, const py::object& steps, const py
   }
   const std::int64_t new_steps = count_from(steps, "steps");
   std::vector<Progress> progress(tensors_.size());
+  std::vector<Mask> masks(tensors_.size());
   std::vector<View> arrays;
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
-    read_state(i, saved[i], copy ? Use::read : Use::write, progress[i], arrays);
+    read_state(i, saved[i], copy ? Use::read : Use::write, progress[i], masks[i], arrays);
   }
   std::vector<Tensor> all;
   if (!copy) {
@@ -506,6 +554,7 @@ void Optimizer::restore(const py::list& saved, const py::object& steps, const py
   auto next = arrays.begin();
   for (std::size_t i = 0; i < tensors_.size(); ++i) {
     tensors_[i].progress = progress[i];
+    tensors_[i].mask = masks[i];
     for (const View& state : tensors_[i].state) {
       if (copy && state.size > 0) {
         std::memmove(state.data, next->data, static_cast<std::size_t>(state.size * state.itemsize()));

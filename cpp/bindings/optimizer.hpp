@@ -28,6 +28,12 @@ struct Progress {
   }
 };
 
+// Which elements a step keeps; it leaves +0 where the array, of bool and a copy, has False.
+struct Mask {
+  py::object array = py::none();
+  const std::uint8_t* keep = nullptr;  // null: all of them
+};
+
 struct Tensor {
   std::string name;
   View p;
@@ -36,6 +42,7 @@ struct Tensor {
   std::size_t group;
   Progress progress{};
   const void* apart = nullptr;  // the last gradient's memory, which overlapped nothing
+  Mask mask{};
 };
 
 // The options of a group that every rule has.
@@ -81,7 +88,9 @@ class Optimizer {
   void add_group(const py::object& container, const py::dict& options);
   void set_options(std::size_t group, const py::dict& options);
   void step(const py::object& gradients, const py::object& grad_scale);
-  py::list snapshot(bool copy);  // a dict for each tensor: step and its state, in copies or itself
+  void set_masks(const py::list& masks);  // a mask or none for each tensor
+  py::list masks();                       // copies of them
+  py::list snapshot(bool copy);  // a dict for each tensor: step, its mask if any, and its state, in copies or itself
   // Takes over what snapshot gave, in copies or the arrays themselves, and a dict of options for each group (or none);
   // all of it is checked first.
   void restore(const py::list& tensors, const py::object& steps, const py::list& options, bool copy);
@@ -132,7 +141,10 @@ class Optimizer {
   const Output* overlapped(const View& g) const;
   void apply_schedules();
   void take(double grad_scale);
-  void read_state(std::size_t i, py::handle saved, Use use, Progress& progress, std::vector<View>& arrays) const;
+  static Mask make_mask(const py::object& mask, const Tensor& tensor, const std::string& name);
+  static Span span(const Work& w);
+  void read_state(std::size_t i, py::handle saved, Use use, Progress& progress, Mask& mask,
+                  std::vector<View>& arrays) const;
   void pin_outputs();
   [[noreturn]] void raise_nonfinite() const;
 

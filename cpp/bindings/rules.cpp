@@ -299,10 +299,33 @@ class RuleOptimizer final : public Optimizer {
   }
 
   template <class T>
-  void run(const Work& w, const Prepared<T>& scalars, std::ptrdiff_t begin, std::ptrdiff_t n) const noexcept {
-    Arrays<T> a{w.tensor->p.as<T>() + begin, w.g.as<const T>() + begin, {}};
+  static void update(const Work& w, const Prepared<T>& scalars, const T* g, std::ptrdiff_t begin,
+                     std::ptrdiff_t n) noexcept {
+    Arrays<T> a{w.tensor->p.as<T>() + begin, g, {}};
     for (std::size_t i = 0; i < w.tensor->state.size(); ++i) a.state[i] = w.tensor->state[i].template as<T>() + begin;
     Rule::template kernel<T>()(scalars.gradient, scalars.step, a, n);
+  }
+
+  template <class T>
+  static void run(const Work& w, const Prepared<T>& scalars, std::ptrdiff_t begin, std::ptrdiff_t n) noexcept {
+    const T* g = w.g.as<const T>();
+    const std::uint8_t* mask = w.tensor->mask.keep;
+    if (mask == nullptr) {
+      update(w, scalars, g + begin, begin, n);
+      return;
+    }
+    // What is pruned is +0 with a gradient of +0, whatever was there, and +0 afterwards.
+    const auto keep = rules<T>().keep;
+    T* p = w.tensor->p.as<T>();
+    T kept[kMaskBlock];
+    const bool reads_p = scalars.gradient.l1 != 0 || scalars.gradient.l2 != 0;  // beside p itself
+    for (const std::ptrdiff_t end = begin + n; begin < end; begin += n) {
+      n = std::min(kMaskBlock - begin % kMaskBlock, end - begin);
+      keep(mask + begin, g + begin, kept, n);
+      if (reads_p) keep(mask + begin, p + begin, p + begin, n);
+      update(w, scalars, static_cast<const T*>(kept), begin, n);
+      keep(mask + begin, p + begin, p + begin, n);
+    }
   }
 
   void run(std::size_t i, std::ptrdiff_t begin, std::ptrdiff_t n) const noexcept override {
@@ -330,6 +353,8 @@ void register_rules(py::module_& m) {
       .def("add_group", &Optimizer::add_group, py::arg("params"), py::arg("options"))
       .def("set_options", &Optimizer::set_options, py::arg("group"), py::arg("options"))
       .def("step", &Optimizer::step, py::arg("grads"), py::arg("grad_scale"))
+      .def("set_masks", &Optimizer::set_masks, py::arg("masks"))
+      .def("masks", &Optimizer::masks)
       .def("snapshot", &Optimizer::snapshot, py::arg("copy") = true)
       .def("restore", &Optimizer::restore, py::arg("tensors"), py::arg("steps"), py::arg("options") = py::list(),
            py::arg("copy") = true)

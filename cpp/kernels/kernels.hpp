@@ -66,6 +66,9 @@ struct Sum {
   double hi, lo;
 };
 
+// A tensor with a mask is updated in parts of this many elements, which stay in the first cache.
+constexpr std::ptrdiff_t kMaskBlock = 1024;
+
 // Losses and norms are summed over blocks of this many elements, whatever the ISA and the threads.
 constexpr std::ptrdiff_t kSumBlock = 2048;
 
@@ -98,6 +101,7 @@ struct RuleKernels {
   Rule<AdamStep<T>> adam;
   Rule<NadamStep<T>> nadam;
   Rule<LionStep<T>> lion;
+  void (*keep)(const std::uint8_t* mask, const T* x, T* y, std::ptrdiff_t n) noexcept;  // y may be x
 };
 
 // Each value-and-gradient kernel returns the sum of its block's terms; `weight` (n) may be null, delta is Huber's.

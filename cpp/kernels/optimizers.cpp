@@ -189,8 +189,18 @@ void lion(Gradient<T> f, LionStep<T> h, Arrays<T> a, std::ptrdiff_t n) noexcept 
       has_penalty(f), is_wide(f));
 }
 
+// y = x where the mask says so, else +0.
 template <class T>
-constexpr RuleKernels<T> kernels{sgd<T>, momentum<T>, rmsprop<T>, adagrad<T>, adam<T>, nadam<T>, lion<T>};
+void keep(const std::uint8_t* mask, const T* x, T* y, std::ptrdiff_t n) noexcept {
+#pragma omp simd
+  for (std::ptrdiff_t i = 0; i < n; ++i) {
+    const T kept = x[i];
+    y[i] = mask[i] != 0 ? kept : T(0);
+  }
+}
+
+template <class T>
+constexpr RuleKernels<T> kernels{sgd<T>, momentum<T>, rmsprop<T>, adagrad<T>, adam<T>, nadam<T>, lion<T>, keep<T>};
 
 }  // namespace
 

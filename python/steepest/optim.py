@@ -106,6 +106,30 @@ def _leaves(params: Any) -> list[Any]:
     return list(params.values() if isinstance(params, Mapping) else params)
 
 
+def _mask_list(name: str, params: Any, masks: Any) -> list[Any]:
+    """A mask, or None, for each of the params, given in their structure."""
+    count = len(_leaves(params))
+    if masks is None:
+        return [None] * count
+    if isinstance(params, np.ndarray):
+        return [masks]
+    if isinstance(params, Mapping):
+        if not isinstance(masks, Mapping):
+            raise TypeError(f"{name}: expected a mapping with names of params, got {type(masks).__name__}")
+        if surplus := [key for key in masks if key not in params]:
+            raise ValueError(f"{name}: expected names of params, got also {surplus}")
+        return [masks.get(key) for key in params]
+    return _entries(name, masks, count)
+
+
+def _entries(name: str, masks: Any, count: int) -> list[Any]:
+    if isinstance(masks, np.ndarray) or not isinstance(masks, Sequence):
+        raise TypeError(f"{name}: expected a sequence of {count}, got {type(masks).__name__}")
+    if len(masks) != count:
+        raise ValueError(f"{name}: expected a sequence of {count}, got {len(masks)}; None keeps all")
+    return list(masks)
+
+
 def _check_keys(name: str, mapping: Any, keys: tuple[Any, ...]) -> None:
     if not isinstance(mapping, Mapping):
         raise TypeError(f"{name}: expected a mapping, got {type(mapping).__name__}")
@@ -235,6 +259,49 @@ class Optimizer:
         """
         self._core.step(grads, grad_scale)
 
+    def set_masks(self, masks: Any) -> None:
+        """From the next step on, keeps the weights that a mask has False for at zero: they are pruned.
+
+        `masks` has the structure of `params` (with param groups: a sequence with one entry for each);
+        each is a bool array of its parameter's shape, and is copied. None, like a name that a mapping
+        leaves out, keeps all: `set_masks(None)` lifts every mask. They replace those in force.
+
+        A pruned weight counts as +0 with a gradient of +0 in all that a step does, norm and penalties
+        included, whatever the arrays hold (also NaN); it is exactly +0 afterwards, and its state decays. The masks
+        are part of `state_dict`, so a resumed run keeps them.
+
+        Raises TypeError for a mask that is not a bool array, and ValueError for a wrong structure or
+        shape; then nothing is changed.
+
+            >>> import numpy as np, steepest as sp
+            >>> w = np.array([1.0, 2.0])
+            >>> opt = sp.SGD({"w": w}, lr=0.5)
+            >>> opt.set_masks({"w": np.array([True, False])})
+            >>> opt.step({"w": np.array([1.0, 1.0])})
+            >>> w
+            array([0.5, 0. ])
+        """
+        grouped, count = self._core.grouped, len(self.param_groups)
+        by_group = _entries("masks", masks, count) if grouped and masks is not None else [masks] * count
+        flat = []
+        for i, (group, given) in enumerate(zip(self.param_groups, by_group, strict=True)):
+            flat += _mask_list(f"masks[{i}]" if grouped else "masks", group["params"], given)
+        self._core.set_masks(flat)
+
+    @property
+    def masks(self) -> Any:
+        """Copies of the masks in force, in the structure of `params`: a bool array or None for each."""
+        kept = iter(self._core.masks())
+        groups: list[Any] = []
+        for group in self.param_groups:
+            params = group["params"]
+            masks = [next(kept) for _ in _leaves(params)]
+            if isinstance(params, Mapping):
+                groups.append(dict(zip(params, masks, strict=True)))
+            else:
+                groups.append(masks[0] if isinstance(params, np.ndarray) else masks)
+        return groups if self._core.grouped else groups[0]
+
     def add_param_group(self, group: Mapping[str, Any]) -> None:
         """Adds `{"params": ..., option: value, ...}`; gradients then come as a sequence, an entry per group."""
         self._add_group(group)
@@ -267,8 +334,8 @@ class Optimizer:
         """The state as plain arrays and numbers; with `copy=False` the arrays themselves, which later steps change.
 
         `{"steps": int, "state": {i: {"step": int, name: array, ...}}, "param_groups": [{option: value,
-        "params": [i, ...]}]}`, i counting the parameters; names as in `torch.optim`. A schedule is
-        given as its current rate.
+        "params": [i, ...]}]}`, i counting the parameters; names as in `torch.optim`, and "mask" where
+        `set_masks` gave one. A schedule is given as its current rate.
         """
         groups, first = [], 0
         for group in self.param_groups:

@@ -80,7 +80,7 @@ def rate(step: int) -> float:
 
 
 class Tensors:
-    """Parameters of every size, aligned to 64 bytes and one element off, in one buffer; their gradients.
+    """Parameters of every size, aligned to 64 bytes and one element off, in one buffer; their gradients and masks.
 
     Between the tensors lie elements that nobody may touch. Without `nonfinite` no gradient is huge.
     """
@@ -117,6 +117,15 @@ class Tensors:
             for which in ((True, False), (True,), (False,))
         )
         self.norm = cache(self._norm)
+        self.mask = rng.random(end + step) < 0.5
+        self.unmasked = [i % 4 == 3 for i in range(len(self.slices))]
+        for s, unmasked in zip(self.slices, self.unmasked, strict=True):
+            self.mask[s] |= unmasked
+
+    def masks(self) -> list[Array | None]:
+        """As `Optimizer.set_masks` takes them."""
+        parts = zip(self.slices, self.unmasked, strict=True)
+        return [None if unmasked else self.mask[s] for s, unmasked in parts]
 
     def gradient(self, step: int) -> Array:
         return self._gradients[step]
@@ -126,26 +135,30 @@ class Tensors:
         g = self._gradients[step]
         return [None if lag and step in SKIPPED else g[s] for s, lag in zip(self.slices, self.lags, strict=True)]
 
-    def _norm(self, step: int) -> float:
-        return reference.global_norm([g for g in self.gradients(step) if g is not None])
+    def _norm(self, step: int, masked: bool) -> float:
+        parts = zip(self.gradients(step), self.slices, strict=True)
+        kept = [(g, self.mask[s] | (not masked)) for g, s in parts if g is not None]
+        return reference.global_norm([np.where(mask, g, g.dtype.type(0)) for g, mask in kept])
 
 
 def _by_reference(rule: str, options: Options, data: Tensors) -> Expected:
     formula = reference.RULES[rule]
     given = dict(options)
     grad_scale, max_norm = given.pop("grad_scale", 1.0), given.pop("max_norm", None)
+    mask = data.mask if given.pop("masked", False) else None
     p = data.params.copy()
     steps, states = {False: 0, True: 0}, {False: dict[str, Any](), True: dict[str, Any]()}
     values: Results = {}
     with np.errstate(all="ignore"):
         for k in range(STEPS):
-            norm = 0.0 if max_norm is None else abs(grad_scale) * data.norm(k)
+            norm = 0.0 if max_norm is None else abs(grad_scale) * data.norm(k, mask is not None)
             scale = grad_scale * reference.clip_factor(norm, max_norm)
             for lag, at in ((False, data.others), (True, data.lagging)):
                 if lag and k in SKIPPED:
                     continue
                 steps[lag] += 1
-                p[at], states[lag] = formula(
+                step = formula if mask is None else partial(reference.masked, formula, mask=mask[at])
+                p[at], states[lag] = step(
                     p[at], data.gradient(k)[at], states[lag], steps[lag], lr=rate(k), scale=scale, **given
                 )
             values[f"params after step {k + 1}"] = p.copy()
@@ -164,10 +177,11 @@ def _by_reference(rule: str, options: Options, data: Tensors) -> Expected:
 
 def _by_kernel(rule: str, options: Options, data: Tensors) -> Results:
     given = dict(options)
-    grad_scale = given.pop("grad_scale", 1.0)
+    grad_scale, masked = given.pop("grad_scale", 1.0), given.pop("masked", False)
     memory = placed(data.params, 0)
     params = [memory[s] for s in data.slices]
     optimizer = getattr(optim, rule)(params, lr=rate, **given)
+    optimizer.set_masks(data.masks() if masked else None)
     values: Results = {}
     for k in range(STEPS):
         optimizer.step(data.gradients(k), grad_scale)
@@ -176,19 +190,27 @@ def _by_kernel(rule: str, options: Options, data: Tensors) -> Results:
             values[f"norm of step {k + 1}"] = np.array([optimizer.last_norm])
     state = list(optimizer.state_dict()["state"].values())
     for name in state[0]:
+        if name == "mask":
+            continue
         value = [tensor[name] for tensor in state]
         values[name] = np.concatenate(value) if isinstance(value[0], np.ndarray) else np.array(value, float)
     return values
 
 
 def options_of(rule: str, quick: bool = False) -> Iterator[Options]:
-    """Every variant of the rule, with every penalty, with everything else that is fused; in a hurry, with all of it."""
+    """Every variant of the rule, with every penalty, with everything else that is fused; in a hurry, with all of it.
+
+    With masks, alone and with all of it.
+    """
     everything = PENALTIES[-1], FUSED[-1]
     for i, variant in enumerate(VARIANTS[rule]):
         for penalty, fused in itertools.product(PENALTIES, FUSED):
             if quick and (penalty, fused) != everything and (penalty or fused or i > 0):
                 continue
-            yield variant | (penalty if rule in HAS_L2 else _as_weight_decay(penalty)) | fused
+            options = variant | (penalty if rule in HAS_L2 else _as_weight_decay(penalty)) | fused
+            yield options
+            if (penalty, fused) in (({}, {}), everything):
+                yield options | {"masked": True}
 
 
 HAS_L2 = "AdamW", "NAdam", "Lion"  # beside weight_decay

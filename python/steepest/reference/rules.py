@@ -41,6 +41,15 @@ def clip_factor(norm: float, max_norm: float | None) -> float:
     return 1.0 if factor > 1 else factor
 
 
+def masked(
+    rule: Callable[..., tuple[Array, State]], p: Array, g: Array, state: State, t: int, mask: Array, **options: Any
+) -> tuple[Array, State]:
+    """A rule's step with a mask: where it is False, p and g count as +0, and p is +0 afterwards."""
+    zero = p.dtype.type(0)
+    p, state = rule(np.where(mask, p, zero), np.where(mask, g, zero), state, t, **options)
+    return np.where(mask, p, zero), state
+
+
 def sgd(
     p: Array,
     g: Array,
