@@ -4,21 +4,21 @@
 namespace steepest {
 namespace {
 
-// The widest registers of this ISA. Weights come in panels of kPanel columns whatever the ISA, so that one packing
-// serves all; a tile of rows times a panel has its sums in registers.
+// Weights come in panels of kPanel columns whatever the ISA, so that one packing serves all. A tile of rows times a
+// panel has its sums in registers: of these there are 32 on AVX-512 and NEON, else 16.
+constexpr int kLanes = kLanesOf<std::int32_t>, kVectors = kPanel / kLanes;
 #if defined(__AVX512BW__)
-constexpr int kLanes = 16, kTile = 12;
+constexpr int kTile = 12;
 #elif defined(__AVX2__)
-constexpr int kLanes = 8, kTile = 6;
+constexpr int kTile = 6;
 #else
-constexpr int kLanes = 4, kTile = 2;
+constexpr int kTile = 2;
 #endif
-constexpr int kVectors = kPanel / kLanes;
-using Ints = std::int32_t __attribute__((vector_size(4 * kLanes)));
-using Sums = std::uint32_t __attribute__((vector_size(4 * kLanes)));  // of their low 32 bits: they may pass 2^31 midway
-using Bytes = std::uint8_t __attribute__((vector_size(kPanel)));
-using WideBytes = std::int16_t __attribute__((vector_size(2 * kPanel)));
-using Shorts = std::int16_t __attribute__((vector_size(4 * kLanes)));
+using Ints = Vector<std::int32_t>;
+using Sums = Vector<std::uint32_t>;  // of their low 32 bits: they may pass 2^31 midway
+using Shorts = Vector<std::int16_t>;
+using Bytes = VectorOf<std::uint8_t, kPanel>::type;
+using WideBytes = VectorOf<std::int16_t, 2 * kPanel>::type;
 
 // In every lane a0 b0 + a1 b1 of its two int16. The bytes are widened first, as products of bytes in one instruction
 // (pmaddubsw) saturate at 2^15.
@@ -39,34 +39,27 @@ inline Sums pair_products(Shorts a, Shorts b) {
 #endif
 }
 
-template <class T>
-inline T load_as(const void* from) {
-  T value;
-  __builtin_memcpy(&value, from, sizeof value);
-  return value;
-}
-
 // Rows x (R rows of `pairs` pairs, kDepth apart) times a panel, added to `before` (R rows, `step` apart), become c (R
 // rows, kColumns apart).
 template <int R>
 inline void add_tile(const std::int16_t* x, const std::int16_t* panel, std::ptrdiff_t pairs, const std::int32_t* before,
                      std::ptrdiff_t step, std::int32_t* c) {
   Sums sums[R][kVectors];
-#pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = load_as<Sums>(before + r * step + v * kLanes);
+    for (int v = 0; v < kVectors; ++v) sums[r][v] = reinterpret_cast<Sums>(load(before + r * step + v * kLanes));
   }
   for (std::ptrdiff_t k = 0; k < pairs; ++k, panel += 2 * kPanel) {
     Shorts w[kVectors];
-    for (int v = 0; v < kVectors; ++v) w[v] = load_as<Shorts>(panel + 2 * v * kLanes);
+    for (int v = 0; v < kVectors; ++v) w[v] = load(panel + 2 * v * kLanes);
     for (int r = 0; r < R; ++r) {
-      const Shorts both = reinterpret_cast<Shorts>(load_as<std::int32_t>(x + r * kDepth + 2 * k) - Ints{});
+      std::int32_t pair;
+      __builtin_memcpy(&pair, x + r * kDepth + 2 * k, sizeof pair);
+      const Shorts both = reinterpret_cast<Shorts>(pair - Ints{});
       for (int v = 0; v < kVectors; ++v) sums[r][v] += pair_products(both, w[v]);
     }
   }
-#pragma GCC unroll 12
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVectors; ++v) __builtin_memcpy(c + r * kColumns + v * kLanes, &sums[r][v], sizeof(Sums));
+    for (int v = 0; v < kVectors; ++v) store(c + r * kColumns + v * kLanes, reinterpret_cast<Ints>(sums[r][v]));
   }
 }
 
@@ -74,7 +67,9 @@ inline void add_tile(const std::int16_t* x, const std::int16_t* panel, std::ptrd
 inline void widen(const std::uint8_t* from, const std::uint8_t* readable, std::ptrdiff_t n, std::int16_t* to) {
   std::ptrdiff_t k = 0;
   for (; k < n && readable - from >= k + kPanel; k += kPanel) {
-    const auto wide = __builtin_convertvector(load_as<Bytes>(from + k), WideBytes);
+    Bytes bytes;
+    __builtin_memcpy(&bytes, from + k, sizeof bytes);
+    const WideBytes wide = __builtin_convertvector(bytes, WideBytes);
     __builtin_memcpy(to + k, &wide, sizeof wide);
   }
   for (; k < n; ++k) to[k] = from[k];
