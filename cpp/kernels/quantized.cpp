@@ -46,11 +46,12 @@ inline void add_tile(const std::int16_t* x, const std::int16_t* panel, std::ptrd
                      std::ptrdiff_t step, std::int32_t* c) {
   Sums sums[R][kVectors];
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = reinterpret_cast<Sums>(load(before + r * step + v * kLanes));
+    for (int v = 0; v < kVectors; ++v)
+      sums[r][v] = reinterpret_cast<Sums>(load_register(before + r * step + v * kLanes));
   }
   for (std::ptrdiff_t k = 0; k < pairs; ++k, panel += 2 * kPanel) {
     Shorts w[kVectors];
-    for (int v = 0; v < kVectors; ++v) w[v] = load(panel + 2 * v * kLanes);
+    for (int v = 0; v < kVectors; ++v) w[v] = load_register(panel + 2 * v * kLanes);
     for (int r = 0; r < R; ++r) {
       std::int32_t pair;
       __builtin_memcpy(&pair, x + r * kDepth + 2 * k, sizeof pair);
@@ -59,7 +60,8 @@ inline void add_tile(const std::int16_t* x, const std::int16_t* panel, std::ptrd
     }
   }
   for (int r = 0; r < R; ++r) {
-    for (int v = 0; v < kVectors; ++v) store(c + r * kColumns + v * kLanes, reinterpret_cast<Ints>(sums[r][v]));
+    for (int v = 0; v < kVectors; ++v)
+      store_register(c + r * kColumns + v * kLanes, reinterpret_cast<Ints>(sums[r][v]));
   }
 }
 
