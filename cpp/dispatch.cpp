@@ -19,7 +19,8 @@ namespace steepest {
   extern const LossKernels<double> losses_f64_##isa;  \
   extern const LayerKernels<float> layers_f32_##isa;  \
   extern const LayerKernels<double> layers_f64_##isa; \
-  extern const QuantizedKernels quantized_f32_##isa;
+  extern const QuantizedKernels quantized_f32_##isa;  \
+  extern const CodecKernels codecs_f32_##isa;
 STEEPEST_FOR_EACH_ISA(STEEPEST_DECLARE)
 #undef STEEPEST_DECLARE
 
@@ -74,7 +75,7 @@ bool has_neon() { return true; }
   {#isa,                                                                                                      \
    has_##isa,                                                                                                 \
    {rules_f32_##isa, rules_f64_##isa, losses_f32_##isa, losses_f64_##isa, layers_f32_##isa, layers_f64_##isa, \
-    quantized_f32_##isa}},
+    quantized_f32_##isa, codecs_f32_##isa}},
 const auto& all_isas() {
   static const Isa all[] = {STEEPEST_FOR_EACH_ISA(STEEPEST_ENTRY)};  // without a destructor: used while others exit
   return all;
@@ -118,6 +119,8 @@ const Isa& current() {
 }  // namespace
 
 const Kernels& kernels() { return current().kernels; }
+
+const CodecKernels& codecs() { return current().kernels.codecs_f32; }
 
 std::string isa() { return current().name; }
 

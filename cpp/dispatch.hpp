@@ -22,5 +22,6 @@ template <class T>
 const LossKernels<T>& losses();
 template <class T>
 const LayerKernels<T>& layers();
+const CodecKernels& codecs();
 
 }  // namespace steepest

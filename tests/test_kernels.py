@@ -34,6 +34,7 @@ MAKE: dict[str, dict[str, Any]] = {  # a variant with all the state that the rul
     "Adam": {"amsgrad": True},
     "AdamW": {"amsgrad": True},
 }
+STORAGE = {"state_dtype": None, "seed": 0, "master_weights": "split"}  # see test_low_precision.py
 parametrize_rules = pytest.mark.parametrize("rule", reference.RULES)
 parametrize_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -66,7 +67,7 @@ def test_the_table_has_every_option_of_a_rule(rule: str) -> None:
     defaults = {
         name: parameter.default
         for name, parameter in inspect.signature(CLASSES[rule]).parameters.items()
-        if name not in ("params", "lr", "nonfinite")
+        if name not in ("params", "lr", "nonfinite", *STORAGE)
     }
     for quick in (False, True):
         seen = {
@@ -134,7 +135,7 @@ def test_formula_and_class_have_the_same_defaults(rule: str) -> None:
             if parameter.default is not parameter.empty
         }
 
-    shared = {**defaults(reference.fused), "max_norm": None, "nonfinite": "propagate"}
+    shared = {**defaults(reference.fused), "max_norm": None, "nonfinite": "propagate", **STORAGE}
     of_class, of_formula = defaults(CLASSES[rule]), defaults(reference.RULES[rule])
     assert of_formula.items() <= of_class.items()
     assert of_class.keys() - of_formula.keys() <= shared.keys()
@@ -167,7 +168,7 @@ def any_options(draw: st.DrawFn, rule: str) -> dict[str, Any]:
     options = {
         name: draw(option_values(name, parameter.default))
         for name, parameter in parameters.items()
-        if name not in ("params", "nonfinite") and (name == "lr" or draw(st.booleans()))
+        if name not in ("params", "nonfinite", *STORAGE) and (name == "lr" or draw(st.booleans()))
     }
     if options.get("nesterov"):
         options["momentum"] = 0.9

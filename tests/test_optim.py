@@ -585,7 +585,7 @@ RANGES = {
 }  # fmt: skip
 FLAGS = {"amsgrad", "centered", "decoupled_weight_decay", "epsilon_hat", "eps_inside_sqrt", "lr_in_velocity"}
 FLAGS |= {"maximize", "nesterov"}
-FOR_ALL = {"max_norm", "nonfinite"}
+FOR_ALL = {"max_norm", "nonfinite", "state_dtype", "seed", "master_weights"}
 BAD = {
     PROBABILITY: [-0.1, -5e-324, 1.0, 1, 2.0, 10**400],
     POSITIVE: [0.0, 0, -1.0, -5e-324, 10**400],

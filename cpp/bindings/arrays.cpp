@@ -1,5 +1,7 @@
 #include "arrays.hpp"
 
+#include <atomic>
+
 namespace steepest {
 namespace {
 
@@ -13,7 +15,22 @@ bool is_native(char byte_order) {
   return byte_order != (is_little ? '>' : '<');
 }
 
-Flaw find_flaw(py::handle object, Use use) {
+// Whether it is ml_dtypes' dtype, or bfloat16_bits() or a copy of it. Without importing either.
+bool is_bfloat16(const py::dtype& dtype) {
+  constexpr int first_user_defined = 256;
+  static std::atomic<int> known{-1};  // ml_dtypes' number, once seen
+  if (dtype.num() == known.load()) return true;
+  if (dtype.num() == py::detail::npy_api::NPY_USHORT_) {
+    if (dtype.is(bfloat16_bits())) return true;
+    const py::object metadata = dtype.attr("metadata");
+    return !metadata.is_none() && metadata.contains("steepest");
+  }
+  if (dtype.num() < first_user_defined || dtype.itemsize() != 2 || text(dtype) != "bfloat16") return false;
+  known.store(dtype.num());
+  return true;
+}
+
+Flaw find_flaw(py::handle object, Use use, Also also, bool is_half) {
   if (!py::isinstance<py::array>(object)) {
     return {"expected a numpy.ndarray of float32 or float64, got " + type_name(object) +
                 "; numpy.asarray(x, dtype=numpy.float32) makes one",
@@ -24,8 +41,11 @@ Flaw find_flaw(py::handle object, Use use) {
   if (is_masked(a)) {
     return {"expected a plain array, got a masked array, whose mask would be ignored; pass x.filled(...)", true};
   }
-  if (dtype.num() != py::detail::npy_api::NPY_FLOAT_ && dtype.num() != py::detail::npy_api::NPY_DOUBLE_) {
-    return {"expected dtype float32 or float64, got " + text(dtype) + "; convert it with .astype(numpy.float32)", true};
+  if (!is_half && dtype.num() != py::detail::npy_api::NPY_FLOAT_ && dtype.num() != py::detail::npy_api::NPY_DOUBLE_) {
+    return {std::string("expected dtype ") +
+                (also == Also::bfloat16 ? "float32, float64 or bfloat16" : "float32 or float64") + ", got " +
+                text(dtype) + "; convert it with .astype(numpy.float32)",
+            true};
   }
   if (!is_native(dtype.byteorder())) {
     return {
@@ -47,17 +67,57 @@ Flaw find_flaw(py::handle object, Use use) {
 
 }  // namespace
 
+py::dtype bfloat16_bits() {
+  static const py::handle dtype =
+      py::module_::import("numpy")  // never let go: the interpreter may end first
+          .attr("dtype")("u2", py::arg("metadata") = py::dict(py::arg("steepest") = "bfloat16"))
+          .release();
+  return py::reinterpret_borrow<py::dtype>(dtype);
+}
+
 void Flaw::raise(const std::string& name) const {
   if (is_type_error) throw py::type_error(name + ": " + why);
   throw py::value_error(name + ": " + why);
 }
 
-View view(py::handle object, const std::string& name, Use use) {
-  const Flaw flaw = find_flaw(object, use);
+View view(py::handle object, const std::string& name, Use use, Also also) {
+  const bool is_half = also == Also::bfloat16 && py::isinstance<py::array>(object) &&
+                       is_bfloat16(py::reinterpret_borrow<py::array>(object).dtype());
+  const Flaw flaw = find_flaw(object, use, also, is_half);
   if (!flaw.why.empty()) flaw.raise(name);
   const auto a = py::reinterpret_borrow<py::array>(object);
-  return View{a, const_cast<void*>(a.data()), a.size(), a.dtype().num() == py::detail::npy_api::NPY_DOUBLE_,
-              a.flags() & (c_order | f_order)};
+  return View{a,
+              const_cast<void*>(a.data()),
+              a.size(),
+              a.dtype().num() == py::detail::npy_api::NPY_DOUBLE_,
+              a.flags() & (c_order | f_order),
+              is_half,
+              a.itemsize()};
+}
+
+View view_of_own(const py::array& a) {
+  const bool is_double = a.dtype().num() == py::detail::npy_api::NPY_DOUBLE_;
+  return {a, const_cast<void*>(a.data()), a.size(), is_double, a.flags() & (c_order | f_order), false, a.itemsize()};
+}
+
+View view_like(const View& own, py::handle object, const std::string& name, Use use) {
+  const auto dtype = own.array.dtype();
+  if (dtype.kind() == 'f') {
+    const View v = view(object, name, use);
+    check_dtype(v, name, own.is_double);
+    return v;
+  }
+  const bool is_array = py::isinstance<py::array>(object);
+  const auto a = is_array ? py::reinterpret_borrow<py::array>(object) : own.array;
+  if (!is_array || !dtype.equal(a.dtype())) {
+    throw py::type_error(name + ": expected a numpy.ndarray of " + text(dtype) + ", got " +
+                         (is_array ? "dtype " + text(a.dtype()) : type_name(object)));
+  }
+  if ((a.flags() & (c_order | f_order)) == 0 || (a.flags() & kAligned) == 0) {
+    refuse(name, "expected a contiguous and aligned array, got strides " + text(a.attr("strides")) + "; pass a copy");
+  }
+  if (use == Use::write && !a.writeable()) refuse(name, "expected a writeable array, got a read-only one");
+  return view_of_own(a);
 }
 
 void check_dtype(const View& x, const std::string& name, bool is_double) {
@@ -92,6 +152,8 @@ std::string describe(const std::vector<py::ssize_t>& shape) {
 }
 
 const char* dtype_name(bool is_double) { return is_double ? "float64" : "float32"; }
+
+const char* dtype_name(const View& x) { return x.is_bfloat16 ? "bfloat16" : dtype_name(x.is_double); }
 
 std::string text(py::handle object) { return py::str(object); }
 

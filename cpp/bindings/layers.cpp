@@ -178,7 +178,7 @@ std::int32_t* sources(const Sources& array, const Sliding& s, const View& images
   if (reinterpret_cast<std::uintptr_t>(from) % alignof(std::int32_t) != 0 || (forward && !array.writeable())) {
     throw py::value_error("sources: expected an aligned, writeable array, got another");
   }
-  const View as_view{array, from, array.size(), false, c_order};
+  const View as_view = view_of_own(array);
   check_apart(as_view, "sources", images, "images");
   check_apart(as_view, "sources", pooled, "pooled");
   const auto pixels = static_cast<std::uint32_t>(s.window.height * s.window.width);

@@ -266,12 +266,12 @@ double call_global_norm(const py::iterable& arrays) {
   std::vector<const py::array*> held;
   std::ptrdiff_t bytes = 0;
   for (const auto array : py::list(arrays)) {
-    views.push_back(view(array, "arrays[" + std::to_string(views.size()) + "]", Use::read));
+    views.push_back(view(array, "arrays[" + std::to_string(views.size()) + "]", Use::read, Also::bfloat16));
   }
   for (const View& v : views) {
-    spans.push_back({v.data, v.size, v.is_double});
+    spans.push_back(span(v));
     held.push_back(&v.array);
-    bytes += v.size * v.itemsize();
+    bytes += v.size * v.itemsize;
   }
   return without_gil(bytes, held, [&] { return global_norm(spans); });
 }

@@ -22,6 +22,14 @@ Sum block_sum(const Span& x, std::ptrdiff_t begin, double scale) noexcept {
   return losses<T>().sum_of_squares(from, scale, n);
 }
 
+Sum bfloat16_block_sum(const Span& x, std::ptrdiff_t begin, double scale) noexcept {
+  alignas(64) float wide[kSumBlock];
+  const std::ptrdiff_t n = std::min(kSumBlock, x.size - begin);
+  codecs().widen(static_cast<const std::uint16_t*>(x.data) + begin, wide, n);
+  if (x.mask != nullptr) rules<float>().keep(x.mask + begin, wide, wide, n);
+  return losses<float>().sum_of_squares(wide, scale, n);
+}
+
 double sum_of_squares(const std::vector<Span>& arrays, double scale) {
   std::vector<std::ptrdiff_t> first_block{0};
   for (const Span& x : arrays) first_block.push_back(first_block.back() + (x.size + kSumBlock - 1) / kSumBlock);
@@ -29,6 +37,7 @@ double sum_of_squares(const std::vector<Span>& arrays, double scale) {
     const auto after = std::upper_bound(first_block.begin(), first_block.end(), block);
     const auto i = static_cast<std::size_t>(after - first_block.begin()) - 1;
     const std::ptrdiff_t begin = (block - first_block[i]) * kSumBlock;
+    if (arrays[i].is_bfloat16) return bfloat16_block_sum(arrays[i], begin, scale);
     return arrays[i].is_double ? block_sum<double>(arrays[i], begin, scale) : block_sum<float>(arrays[i], begin, scale);
   });
 }

@@ -50,10 +50,39 @@ bool fits(const py::object& g, const Tensor& tensor) {
          std::equal(a->dimensions, a->dimensions + a->nd, p->dimensions);
 }
 
+// Smaller arrays keep their state in float32: there is nothing to gain.
+constexpr std::ptrdiff_t kSmallest = 4096;
+
+// Sums and averages of squares are never negative, and change too slowly for rounding to nearest.
+bool holds_squares(const std::string& name) {
+  return name == "sum" || name.find("_sq") != name.npos || name == "square_avg";
+}
+
+// Every element of the state becomes what `value` is to nearest.
+void fill(const Tensor& tensor, double value) {
+  const auto x = static_cast<float>(value);
+  for (std::size_t i = 0; i < tensor.slots; ++i) {
+    py::array array = tensor.state[i].array;
+    if (tensor.storage == Storage::full) {
+      array.attr("fill")(value);
+    } else if (tensor.storage == Storage::bfloat16) {
+      std::uint16_t code;
+      codecs().narrow(&x, &code, {false, 0}, 1);
+      array.attr("fill")(code);
+    } else {
+      std::uint8_t code;
+      float scale;
+      codecs().encode_unsigned(&x, &code, &scale, {false, 0}, 1);
+      array.attr("fill")(code);
+      tensor.state[tensor.slots + i].array.attr("fill")(scale);
+    }
+  }
+}
+
 // Asks for the beginning of the next tensor's arrays while this one's are worked on: among many small tensors the
 // hardware sees no pattern.
 void prefetch(const Work& w) noexcept {
-  const auto fetch = [n = std::min<std::ptrdiff_t>(w.g.size * w.g.itemsize(), kPrefetchBytes)](const View& x) {
+  const auto fetch = [n = std::min<std::ptrdiff_t>(w.g.size * w.g.itemsize, kPrefetchBytes)](const View& x) {
     for (std::ptrdiff_t at = 0; at < n; at += 64) __builtin_prefetch(x.begin() + at);
   };
   fetch(w.g);
@@ -110,20 +139,56 @@ std::string Optimizer::group_name(const std::string& what, std::size_t group) co
 }
 
 Tensor Optimizer::make_tensor(const py::object& array, const std::string& name, std::size_t group) const {
-  const View p = view(array, name, Use::write);
+  const View p = view(array, name, Use::write, Also::bfloat16);
   Tensor tensor{name, p, p.array.dtype(), {}, group};
-  const auto np = py::module_::import("numpy");
-  const py::object shape = py::cast(shape_of(p.array));
-  const char* dtype = dtype_name(p.is_double);
-  const char* order = (tensor.p.layout & c_order) != 0 ? "C" : "F";
-  const double initial = initial_state(group);
-  for (const char* state : state_names(group)) {
-    const py::object fresh = initial == 0
-                                 ? np.attr("zeros")(shape, dtype, order)  // untouched memory until the first step
-                                 : np.attr("full")(shape, initial, dtype, order);
-    tensor.state.push_back(view(fresh, name + "." + state, Use::write));
+  const Storage own = p.is_bfloat16 ? Storage::bfloat16 : Storage::full;
+  if (precision_.storage && p.is_double) {
+    throw py::value_error("state_dtype: expected None beside the float64 array " + name +
+                          ", whose state is float64; or convert it with .astype(numpy.float32)");
   }
+  const Storage wanted = precision_.storage.value_or(own);
+  if (wanted != Storage::full) check_differences(group, wanted);
+  if (p.size >= kSmallest) tensor.storage = wanted;
+  add_state(tensor);
   return tensor;
+}
+
+// A variance, the difference of two averages, has none of the digits that low precision keeps.
+void Optimizer::check_differences(std::size_t group, Storage wanted) const {
+  for (const std::string name : state_names(group)) {
+    if (name != "grad_avg") continue;
+    throw py::value_error(std::string("state_dtype: expected \"float32\" beside centered=True, got \"") +
+                          (wanted == Storage::bfloat16 ? "bfloat16" : "8bit") +
+                          "\": a variance, as the difference of two averages, needs more digits");
+  }
+}
+
+void Optimizer::add_state(Tensor& tensor) const {
+  const auto np = py::module_::import("numpy");
+  const py::object shape = py::cast(shape_of(tensor.p.array));
+  const char* order = (tensor.p.layout & c_order) != 0 ? "C" : "F";
+  const auto add = [&](const std::string& key, const py::object& of_shape, const char* dtype) {
+    tensor.keys.push_back(key);
+    const py::object zeros = np.attr("zeros")(of_shape, dtype, order);  // untouched memory until the first step
+    tensor.state.push_back(view_of_own(zeros));
+  };
+  const char* dtype = tensor.storage == Storage::eight_bit  ? "uint8"
+                      : tensor.storage == Storage::bfloat16 ? "uint16"
+                                                            : dtype_name(tensor.p.is_double);
+  const auto names = state_names(tensor.group);
+  for (const char* name : names) {
+    tensor.is_squares[tensor.slots++] = holds_squares(name);
+    add(name, shape, dtype);
+  }
+  if (tensor.storage == Storage::eight_bit) {
+    const py::object groups = py::int_((tensor.p.size + kCodeGroup - 1) / kCodeGroup);
+    for (const char* name : names) add(std::string(name) + "_scale", groups, "float32");
+  }
+  if (const double initial = initial_state(tensor.group); initial != 0) fill(tensor, initial);
+  if (!tensor.p.is_bfloat16) return;
+  // Zeros, too: to the bit the parameters, as they have no correction yet, or are taken over by the first step.
+  add(precision_.has_whole_masters ? "master_weights" : "weight_correction", shape,
+      precision_.has_whole_masters ? "float32" : "int16");
 }
 
 // Parameters and state arrays by address; refuses overlaps.
@@ -185,6 +250,17 @@ void Optimizer::set_options(std::size_t group, const py::dict& options) {
   groups_[group].common = common;
 }
 
+void Optimizer::set_precision(const py::object& state_dtype, const py::object& seed, bool has_whole_masters) {
+  const Turn turn(*this);
+  precision_ = {};
+  if (!state_dtype.is_none()) {
+    const auto name = state_dtype.cast<std::string>();
+    precision_.storage = name == "8bit" ? Storage::eight_bit : name == "bfloat16" ? Storage::bfloat16 : Storage::full;
+  }
+  if (!seed.is_none()) precision_.seed = seed.cast<std::uint32_t>();
+  precision_.has_whole_masters = has_whole_masters;
+}
+
 void Optimizer::set_clipping(double max_norm, const std::string& nonfinite) {
   const Turn turn(*this);
   max_norm_ = max_norm;
@@ -232,8 +308,11 @@ View Optimizer::fitted(const Tensor& tensor, const std::string& name, py::object
       py::isinstance(g, py::module_::import("numpy").attr("generic"))) {
     g = py::module_::import("numpy").attr("asarray")(g);  // what arithmetic on 0-d arrays gives
   }
-  const View v = view(g, name, Use::read);
-  check_dtype(v, name, tensor.p.is_double);
+  const View v = view(g, name, Use::read, Also::bfloat16);
+  if (v.is_double != tensor.p.is_double || v.is_bfloat16 != tensor.p.is_bfloat16) {
+    throw py::type_error(name + ": expected dtype " + dtype_name(tensor.p) + ", got " + dtype_name(v) +
+                         "; convert it with .astype(" + tensor.name + ".dtype)");
+  }
   check_shape(v, name, shape_of(p));
   const int layout = p.flags() & (c_order | f_order);
   if ((v.layout & layout) == 0) {
@@ -257,7 +336,8 @@ void Optimizer::collect_tensor(Tensor& tensor, const Group& group, std::size_t i
   if (fits(g, tensor)) {
     void* const data = py::detail::array_proxy(g.ptr())->data;
     work_.push_back({&tensor,
-                     {py::reinterpret_borrow<py::array>(g), data, size, tensor.p.is_double, tensor.p.layout},
+                     {py::reinterpret_borrow<py::array>(g), data, size, tensor.p.is_double, tensor.p.layout,
+                      tensor.p.is_bfloat16, tensor.p.itemsize},
                      begin + size});
   } else {
     work_.push_back({&tensor, fitted(tensor, gradient_name(tensor, group, i), g), begin + size});
@@ -342,7 +422,7 @@ void Optimizer::apply_schedules() {
   }
 }
 
-Span Optimizer::span(const Work& w) { return {w.g.data, w.g.size, w.g.is_double, w.tensor->mask.keep}; }
+Span Optimizer::span(const Work& w) { return steepest::span(w.g, w.tensor->mask.keep); }
 
 void Optimizer::raise_nonfinite() const {
   std::string which = "the norm of the gradients is";
@@ -408,7 +488,8 @@ void Optimizer::take(double grad_scale) {
       const std::ptrdiff_t first = work_[i].end - work_[i].g.size;
       const std::ptrdiff_t last = std::min(end, work_[i].end);
       if (i + 1 < work_.size()) prefetch(work_[i + 1]);
-      run(i, begin - first, last - begin);
+      const std::ptrdiff_t from = work_[i].tensor->edge(begin - first), to = work_[i].tensor->edge(last - first);
+      run(i, from, to - from);
       begin = last;
     }
   });
@@ -467,10 +548,9 @@ py::list Optimizer::snapshot(bool copy) {
     d["step"] = tensor.progress.step;
     if (keeps_mu_product()) d["mu_product"] = tensor.progress.mu_product;
     if (tensor.mask.keep != nullptr) d["mask"] = tensor.mask.array.attr("copy")("K");
-    const auto names = state_names(tensor.group);
-    for (std::size_t i = 0; i < names.size(); ++i) {
+    for (std::size_t i = 0; i < tensor.keys.size(); ++i) {
       const py::array& state = tensor.state[i].array;
-      d[names[i]] = copy ? state.attr("copy")("K").cast<py::array>() : state;
+      d[py::str(tensor.keys[i])] = copy ? state.attr("copy")("K").cast<py::array>() : state;
     }
     result.append(d);
   }
@@ -483,12 +563,11 @@ void Optimizer::read_state(std::size_t i, py::handle saved, Use use, Progress& p
   const Tensor& tensor = tensors_[i];
   const std::string name = key_name("state", py::int_(i));
   if (!py::isinstance<py::dict>(saved)) throw py::type_error(name + ": expected a dict, got " + type_name(saved));
-  const auto names = state_names(tensor.group);
   py::list expected;
   expected.append("step");
   if (keeps_mu_product()) expected.append("mu_product");
   if (saved.contains("mask")) expected.append("mask");
-  for (const char* state : names) expected.append(state);
+  for (const std::string& key : tensor.keys) expected.append(key);
   const py::list got(py::reinterpret_borrow<py::dict>(saved));
   if (py::set(got).not_equal(py::set(expected))) {
     throw py::value_error(name + ": expected the keys " + text(expected) + ", got " + text(got));
@@ -502,12 +581,12 @@ void Optimizer::read_state(std::size_t i, py::handle saved, Use use, Progress& p
       throw py::value_error(mu_name + ": expected a number from 0 to 1, got " + text(saved["mu_product"]));
     }
   }
-  for (const char* state : names) {
-    const std::string state_name = key_name(name, py::str(state));
-    const View v = view(saved[state], state_name, use);
-    check_dtype(v, state_name, tensor.p.is_double);
-    check_shape(v, state_name, shape_of(tensor.p.array));
-    if ((v.layout & tensor.p.layout) == 0) {
+  for (std::size_t k = 0; k < tensor.keys.size(); ++k) {
+    const View& own = tensor.state[k];
+    const std::string state_name = key_name(name, py::str(tensor.keys[k]));
+    const View v = view_like(own, saved[py::str(tensor.keys[k])], state_name, use);
+    check_shape(v, state_name, shape_of(own.array));
+    if ((v.layout & own.layout) == 0) {
       throw py::value_error(state_name + ": expected the memory order of " + tensor.name + ", got the other one");
     }
     arrays.push_back(v);
@@ -557,7 +636,7 @@ void Optimizer::restore(const py::list& saved, const py::object& steps, const py
     tensors_[i].mask = masks[i];
     for (const View& state : tensors_[i].state) {
       if (copy && state.size > 0) {
-        std::memmove(state.data, next->data, static_cast<std::size_t>(state.size * state.itemsize()));
+        std::memmove(state.data, next->data, static_cast<std::size_t>(state.size * state.itemsize));
       }
       ++next;
     }

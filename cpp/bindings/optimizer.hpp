@@ -1,6 +1,7 @@
 // A step over registered tensors: checks the gradients, drops the GIL, runs one rule over all of them.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <limits>
@@ -34,15 +35,39 @@ struct Mask {
   const std::uint8_t* keep = nullptr;  // null: all of them
 };
 
+// How the rule's state is kept: as it is computed, or in fewer bytes.
+enum class Storage { full, bfloat16, eight_bit };
+
+// Of all groups: how state is kept (none: as the parameter's dtype has it), what the rounding depends on (none: to
+// nearest), and whether bfloat16 parameters have float32 master weights or the 16 bits that they lack.
+struct Precision {
+  std::optional<Storage> storage;
+  std::optional<std::uint32_t> seed;
+  bool has_whole_masters = false;
+};
+
 struct Tensor {
   std::string name;
   View p;
-  py::dtype dtype;  // of p when it was registered
-  std::vector<View> state;
+  py::dtype dtype;          // of p when it was registered
+  std::vector<View> state;  // the rule's arrays, then the scales of their codes, then what makes p a float32
   std::size_t group;
   Progress progress{};
   const void* apart = nullptr;  // the last gradient's memory, which overlapped nothing
   Mask mask{};
+  Storage storage = Storage::full;
+  std::size_t slots = 0;            // the rule's arrays
+  bool is_squares[3] = {};          // whether a slot holds averages of squares
+  std::vector<std::string> keys{};  // the names of `state`
+
+  bool is_low_precision() const { return storage != Storage::full || p.is_bfloat16; }
+  const View& master() const { return state.back(); }
+  bool has_whole_master() const { return master().itemsize == sizeof(float); }
+  float* scales(std::size_t slot) const { return state[slots + slot].as<float>(); }
+  // Where a range ends that would end here: groups of codes are not divided.
+  std::ptrdiff_t edge(std::ptrdiff_t at) const {
+    return is_low_precision() ? std::min((at + kCodeGroup - 1) / kCodeGroup * kCodeGroup, p.size) : at;
+  }
 };
 
 // The options of a group that every rule has.
@@ -96,6 +121,7 @@ class Optimizer {
   void restore(const py::list& tensors, const py::object& steps, const py::list& options, bool copy);
   std::optional<double> last_norm() const { return last_norm_; }
 
+  void set_precision(const py::object& state_dtype, const py::object& seed, bool has_whole_masters);
   void set_clipping(double max_norm, const std::string& nonfinite);
   bool grouped = false;  // gradients come as a sequence with an entry for each group
   std::int64_t steps() const { return steps_; }
@@ -112,6 +138,7 @@ class Optimizer {
 
   const Common& common(std::size_t group) const { return groups_[group].common; }
   const std::vector<Work>& work() const { return work_; }
+  std::optional<std::uint32_t> seed() const { return precision_.seed; }
 
  private:
   friend class Turn;
@@ -130,6 +157,8 @@ class Optimizer {
   static Group outline(const py::object& container);
   static Common read_common(const py::dict& options);
   std::string group_name(const std::string& what, std::size_t group) const;
+  void check_differences(std::size_t group, Storage wanted) const;
+  void add_state(Tensor& tensor) const;
   Tensor make_tensor(const py::object& array, const std::string& name, std::size_t group) const;
   static std::vector<Output> sorted_outputs(const std::vector<Tensor>& all);
   void collect(const py::object& gradients);
@@ -154,6 +183,7 @@ class Optimizer {
   std::vector<Work> work_;
   Pins pins_;
   double max_norm_ = std::numeric_limits<double>::infinity();
+  Precision precision_;
   Nonfinite nonfinite_ = Nonfinite::propagate;
   std::int64_t steps_ = 0;
   std::optional<double> last_norm_;

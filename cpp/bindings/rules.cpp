@@ -1,8 +1,8 @@
 // One struct per rule: what it keeps, and how a step's scalars follow from its options.
 #include "../kernels/vector_math.hpp"
 #include "../parallel.hpp"
+#include "low_precision.hpp"
 #include "module.hpp"
-#include "optimizer.hpp"
 
 namespace steepest {
 namespace {
@@ -330,7 +330,12 @@ class RuleOptimizer final : public Optimizer {
 
   void run(std::size_t i, std::ptrdiff_t begin, std::ptrdiff_t n) const noexcept override {
     const Work& w = work()[i];
-    if (w.g.is_double) {
+    if (w.tensor->is_low_precision()) {
+      const Prepared<float>& scalars = scalars_[i].f32;
+      LowPrecisionStep(*w.tensor, w.g, seed()).run(begin, n, [&](const Arrays<float>& a, std::ptrdiff_t size) noexcept {
+        Rule::template kernel<float>()(scalars.gradient, scalars.step, a, size);
+      });
+    } else if (w.g.is_double) {
       run<double>(w, scalars_[i].f64, begin, n);
     } else {
       run<float>(w, scalars_[i].f32, begin, n);
@@ -349,6 +354,7 @@ void bind(py::module_& m, const char* name) {
 }  // namespace
 
 void register_rules(py::module_& m) {
+  m.attr("_bfloat16_bits") = bfloat16_bits();
   py::class_<Optimizer>(m, "Optimizer")
       .def("add_group", &Optimizer::add_group, py::arg("params"), py::arg("options"))
       .def("set_options", &Optimizer::set_options, py::arg("group"), py::arg("options"))
@@ -358,6 +364,8 @@ void register_rules(py::module_& m) {
       .def("snapshot", &Optimizer::snapshot, py::arg("copy") = true)
       .def("restore", &Optimizer::restore, py::arg("tensors"), py::arg("steps"), py::arg("options") = py::list(),
            py::arg("copy") = true)
+      .def("set_precision", &Optimizer::set_precision, py::arg("state_dtype"), py::arg("seed"),
+           py::arg("has_whole_masters"))
       .def("set_clipping", &Optimizer::set_clipping, py::arg("max_norm"), py::arg("nonfinite"))
       .def_readwrite("grouped", &Optimizer::grouped)
       .def_property_readonly("last_norm", &Optimizer::last_norm)

@@ -122,6 +122,32 @@ struct LossKernels {
   void (*log1p)(const T* x, T* y, std::ptrdiff_t n) noexcept;
 };
 
+// How float32 is rounded to fewer bits: to nearest, or up with the probability of what is cut off; the random bits of
+// element i are hash(key + i).
+struct Rounding {
+  bool is_stochastic;
+  std::uint32_t key;
+};
+
+// 8-bit codes share a scale among so many elements, in memory order.
+constexpr std::ptrdiff_t kCodeGroup = 256;
+
+// float32 to and from what takes fewer bytes: bfloat16, a bfloat16 with the 16 bits that it lacks, and 8-bit codes with
+// a scale for each group (`codes` begins with a group).
+struct CodecKernels {
+  using Decode = void (*)(const std::uint8_t* codes, const float* scales, float* y, std::ptrdiff_t n) noexcept;
+  using Encode = void (*)(const float* x, std::uint8_t* codes, float* scales, Rounding, std::ptrdiff_t n) noexcept;
+
+  void (*widen)(const std::uint16_t* x, float* y, std::ptrdiff_t n) noexcept;
+  void (*narrow)(const float* x, std::uint16_t* y, Rounding, std::ptrdiff_t n) noexcept;
+  void (*split)(const float* x, std::uint16_t* p, std::int16_t* correction, std::ptrdiff_t n) noexcept;
+  void (*join)(const std::uint16_t* p, const std::int16_t* correction, float* x, std::ptrdiff_t n) noexcept;
+  void (*round_to_bfloat16)(const float* x, std::uint16_t* p, std::ptrdiff_t n) noexcept;
+  void (*reconcile)(const std::uint16_t* p, float* master, std::ptrdiff_t n) noexcept;
+  Decode decode_unsigned, decode_signed;
+  Encode encode_unsigned, encode_signed;
+};
+
 enum class Activation { identity, relu, leaky_relu, tanh, sigmoid };
 
 // A window that slides over an image of (height, width, channels), and where it lands.
@@ -187,6 +213,7 @@ struct Kernels {
   LayerKernels<float> layers_f32;
   LayerKernels<double> layers_f64;
   QuantizedKernels quantized;
+  CodecKernels codecs_f32;
 };
 
 }  // namespace steepest

@@ -4,11 +4,6 @@
 namespace steepest {
 namespace {
 
-template <bool on>
-struct Flag {
-  static constexpr bool value = on;
-};
-
 // Calls f with the flags as types, so that a loop has no branch on them.
 template <class F>
 inline void specialise(F f) {

@@ -16,6 +16,11 @@
 namespace steepest {
 namespace {
 
+template <bool on>
+struct Flag {
+  static constexpr bool value = on;
+};
+
 template <class T>
 struct Float;
 
@@ -137,6 +142,20 @@ inline Bits<V> bits(V x) {
 template <class V>
 inline V from_bits(Bits<V> b) {
   return __builtin_bit_cast(V, b);
+}
+
+// Bits as good as random, different for every x.
+inline std::uint32_t hash(std::uint32_t x) {
+  x = (x ^ (x >> 16)) * 0x21f0aaad;
+  x = (x ^ (x >> 15)) * 0xd35a2d97;
+  return x ^ (x >> 15);
+}
+
+// Random bits for stochastic rounding, the upper ones the best, of a counter that begins at a hash: so what an element
+// gets is independent from step to step, and a short mix will do for its neighbours.
+inline std::uint32_t random_bits(std::uint32_t counter) {
+  const std::uint32_t x = counter * 0x9e3779b1;
+  return (x ^ (x >> 15)) * 0xd35a2d97;
 }
 
 inline float square_root(float x) { return __builtin_sqrtf(x); }

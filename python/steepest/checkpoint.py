@@ -279,6 +279,7 @@ def _optimizer_document(optimizer: Optimizer, model: Sequential) -> dict[str, An
         "defaults": {name: _described(value) for name, value in optimizer._defaults.items()},
         "max_norm": optimizer._max_norm,
         "nonfinite": optimizer._nonfinite,
+        "precision": optimizer._precision,
         "grouped": optimizer._core.grouped,
         "rates": [_described(group["lr"]) for group in groups],
         "places": [_places(group["params"], model.params) for group in groups],
@@ -295,7 +296,10 @@ def _new_optimizer(saved: Mapping[str, Any], model: Sequential, custom: Mapping[
     for options, rate, places in zip(saved["param_groups"], saved["rates"], saved["places"], strict=True):
         groups.append({**options, "lr": _rebuilt(rate, custom), "params": _views(places, model.params)})
     defaults = {name: _rebuilt(value, custom) for name, value in saved["defaults"].items()}
-    optimizer = kind(groups, max_norm=saved["max_norm"], nonfinite=saved["nonfinite"], **defaults)
+    shared = {name: saved[name] for name in ("max_norm", "nonfinite")}
+    if "precision" in saved:  # not in files of version 0.1.0
+        shared |= zip(("state_dtype", "seed", "master_weights"), saved["precision"], strict=True)
+    optimizer = kind(groups, **shared, **defaults)
     optimizer._core.grouped = saved["grouped"]
     return optimizer
 

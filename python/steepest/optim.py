@@ -14,6 +14,22 @@ Options of every optimizer, by name (`lr` to `maximize` also by group):
   of them together; it is then `last_norm`.
 - `nonfinite`: what a gradient that is not finite does: `"propagate"`, `"skip"` the step, or `"raise"`
   FloatingPointError; the latter two change nothing.
+- `state_dtype`: how the state of float32 and bfloat16 arrays is kept: `"float32"`, `"bfloat16"` or `"8bit"`;
+  None (default) as the parameter is. The rule computes in float32. Arrays under 4,096 elements keep float32
+  state. Not for the variance of `RMSprop(centered=True)`, nor for float64 arrays.
+- `seed`: of the stochastic rounding of low-precision state, an integer from 0 to 2**32 - 1; None rounds to
+  nearest. In bfloat16, averages of squares are rounded stochastically (they change by less than half a unit per
+  step, and to nearest would stick), the others to nearest; in 8 bits, both stochastically. The random bits
+  are those of the seed, the array's step and the element: the same with any number of threads.
+- `master_weights`: what makes bfloat16 parameters float32: `"split"`, the 16 bits that they lack, or
+  `"float32"`, a whole copy; the bits of the parameters are the same.
+
+bfloat16 arrays have the dtype of the package `ml_dtypes`, with gradients of the same; it is not needed
+otherwise. Parameters that are changed by hand between steps are taken as they are.
+
+State of 8 bits: 256 elements share a float32 scale; a code has a sign, four bits of exponent and three of
+mantissa (what is below 2^-15 of the group's largest is kept as 0), for averages of squares five of
+exponent (below 2^-31 it is kept as the smallest, never as 0). Infinity and NaN stay what and where they are.
 """
 
 from __future__ import annotations
@@ -21,7 +37,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from numbers import Real
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +47,8 @@ from steepest import _core
 Array: TypeAlias = NDArray[Any]
 Params: TypeAlias = Array | Mapping[Any, Any] | Iterable[Any]  # mypy calls arrays of two dtypes `object`
 Rate: TypeAlias = float | Callable[[int], float]
+StateDtype: TypeAlias = Literal["float32", "bfloat16", "8bit"] | None
+Precision: TypeAlias = tuple[StateDtype, int | None, str]  # state_dtype, seed, master_weights
 
 _BOUNDS = {  # name: (lowest, highest, whether the lowest is allowed); the highest never is
     "lr": (0.0, math.inf, True),
@@ -91,6 +109,20 @@ def _check_option(name: str, value: Any, dtypes: Iterable[np.dtype[Any]]) -> Any
     return bool(value)
 
 
+def _check_seed(seed: Any) -> int | None:
+    if seed is None:
+        return None
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
+        raise TypeError(f"seed: expected an integer or None, got {type(seed).__name__}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed: expected an integer from 0 to 2**32 - 1, got {seed}")
+    return int(seed)
+
+
+def _dtype_name(x: Any) -> str:
+    return "bfloat16" if x.dtype == _core._bfloat16_bits and x.dtype.metadata else str(x.dtype)
+
+
 def _container(params: Any) -> Any:
     """The array or the container that is kept: an iterator, and what is one in disguise, as a list."""
     if isinstance(params, np.ndarray | Mapping | Sequence):
@@ -144,7 +176,8 @@ class ParamGroup(MutableMapping[str, Any]):
         self._rule, self._core = type(optimizer), optimizer._core  # not the optimizer: a cycle would outlive its use
         self._index, self._params = len(optimizer.param_groups), params
         leaves = _leaves(params)
-        self._dtypes = {x.dtype for x in leaves if getattr(x, "dtype", None) in (np.float32, np.float64)}
+        wide, narrow = np.dtype(np.float64), np.dtype(np.float32)  # bfloat16 is computed in float32
+        self._dtypes = {wide if x.dtype == wide else narrow for x in leaves if isinstance(x, np.ndarray)}
         self._options = self._checked(options)
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -188,7 +221,17 @@ class Optimizer:
 
     _core_class: ClassVar[type[_core.Optimizer]]
 
-    def __init__(self, params: Params, *, max_norm: float | None, nonfinite: str, **options: Any) -> None:
+    def __init__(
+        self,
+        params: Params,
+        *,
+        max_norm: float | None,
+        nonfinite: str,
+        state_dtype: StateDtype = None,
+        seed: int | None = 0,
+        master_weights: str = "split",
+        **options: Any,
+    ) -> None:
         if type(self) is Optimizer:
             raise TypeError("Optimizer is what the rules share: use Adam, SGD, ...")
         params = _container(params)
@@ -196,20 +239,28 @@ class Optimizer:
             _check_number("max_norm", max_norm, ())
         if nonfinite not in ("propagate", "skip", "raise"):
             raise ValueError(f'nonfinite: expected "propagate", "skip" or "raise", got {nonfinite!r}')
+        for name, value, choices in (
+            ("state_dtype", state_dtype, (None, "float32", "bfloat16", "8bit")),
+            ("master_weights", master_weights, ("split", "float32")),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
         grouped = isinstance(params, Sequence) and any(
             isinstance(group, Mapping) and "params" in group for group in params
         )
         groups = cast("list[Mapping[str, Any]]", list(params) if grouped else [{"params": params}])
         self._defaults = options
-        self._start(max_norm, nonfinite, grouped)
+        self._start(max_norm, nonfinite, grouped, (state_dtype, _check_seed(seed), master_weights))
         for group in groups:
             self._add_group(group)
 
-    def _start(self, max_norm: float | None, nonfinite: str, grouped: bool) -> None:
-        self._max_norm, self._nonfinite = max_norm, nonfinite
+    def _start(self, max_norm: float | None, nonfinite: str, grouped: bool, precision: Precision) -> None:
+        self._max_norm, self._nonfinite, self._precision = max_norm, nonfinite, precision
         self._core = self._core_class()
         self._core.grouped = grouped
         self._core.set_clipping(math.inf if max_norm is None else max_norm, nonfinite)
+        state_dtype, seed, master_weights = precision
+        self._core.set_precision(state_dtype, seed, master_weights == "float32")
         self.param_groups: list[ParamGroup] = []
 
     def _add_group(self, group: Mapping[str, Any]) -> None:
@@ -392,27 +443,28 @@ class Optimizer:
     def __getstate__(self) -> dict[str, Any]:
         return {
             "defaults": self._defaults,
-            "clipping": (self._max_norm, self._nonfinite, self._core.grouped),
+            "shared": (self._max_norm, self._nonfinite, self._core.grouped, self._precision),
             "groups": [dict(group) for group in self.param_groups],
             "state": (self._core.snapshot(), self.steps),
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._defaults = state["defaults"]
-        self._start(*state["clipping"])
+        self._start(*state["shared"])
         for group in state["groups"]:
             self._add_group(group)
         self._core.restore(*state["state"])
 
     def __repr__(self) -> str:
         leaves = [x for group in self.param_groups for x in _leaves(group["params"])]
-        dtypes = "/".join(sorted({str(x.dtype) for x in leaves}))
+        dtypes = "/".join(sorted({_dtype_name(x) for x in leaves}))
         options = {name: value for name, value in self.param_groups[0].items() if name != "params"}
         if len(self.param_groups) > 1:
             options = {"groups": len(self.param_groups)}
         elements = sum(x.size for x in leaves)
         listed = [f"{name}={value!r}" for name, value in options.items()]
         listed += [f"max_norm={self._max_norm!r}"] * (self._max_norm is not None)
+        listed += [f"state_dtype={self._precision[0]!r}"] * (self._precision[0] is not None)
         return (
             f"{type(self).__name__}({', '.join(listed)}; {len(leaves)} arrays, {elements:,} elements, "
             f"{dtypes}; step {self.steps})"
@@ -453,10 +505,14 @@ class SGD(Optimizer):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "propagate",
+        state_dtype: StateDtype = None,
+        seed: int | None = 0,
+        master_weights: str = "split",
     ) -> None:
         super().__init__(params, lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay,
                          nesterov=nesterov, lr_in_velocity=lr_in_velocity, l1=l1, max_value=max_value,
-                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
+                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite,
+                         state_dtype=state_dtype, seed=seed, master_weights=master_weights)  # fmt: skip
 
     @classmethod
     def _check_together(cls, options: dict[str, Any]) -> None:
@@ -494,9 +550,13 @@ class Momentum(Optimizer):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "propagate",
+        state_dtype: StateDtype = None,
+        seed: int | None = 0,
+        master_weights: str = "split",
     ) -> None:
         super().__init__(params, lr=lr, beta=beta, weight_decay=weight_decay, l1=l1, max_value=max_value,
-                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
+                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite,
+                         state_dtype=state_dtype, seed=seed, master_weights=master_weights)  # fmt: skip
 
 
 class RMSprop(Optimizer):
@@ -532,10 +592,14 @@ class RMSprop(Optimizer):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "propagate",
+        state_dtype: StateDtype = None,
+        seed: int | None = 0,
+        master_weights: str = "split",
     ) -> None:
         super().__init__(params, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay, momentum=momentum,
                          centered=centered, eps_inside_sqrt=eps_inside_sqrt, l1=l1, max_value=max_value,
-                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
+                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite,
+                         state_dtype=state_dtype, seed=seed, master_weights=master_weights)  # fmt: skip
 
 
 class Adagrad(Optimizer):
@@ -569,11 +633,15 @@ class Adagrad(Optimizer):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "propagate",
+        state_dtype: StateDtype = None,
+        seed: int | None = 0,
+        master_weights: str = "split",
     ) -> None:
         super().__init__(params, lr=lr, lr_decay=lr_decay, weight_decay=weight_decay,
                          initial_accumulator_value=initial_accumulator_value, eps=eps,
                          eps_inside_sqrt=eps_inside_sqrt, l1=l1, max_value=max_value,
-                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
+                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite,
+                         state_dtype=state_dtype, seed=seed, master_weights=master_weights)  # fmt: skip
 
 
 class Adam(Optimizer):
@@ -609,10 +677,14 @@ class Adam(Optimizer):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "propagate",
+        state_dtype: StateDtype = None,
+        seed: int | None = 0,
+        master_weights: str = "split",
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad,
                          epsilon_hat=epsilon_hat, l1=l1, max_value=max_value,
-                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
+                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite,
+                         state_dtype=state_dtype, seed=seed, master_weights=master_weights)  # fmt: skip
 
 
 class AdamW(Optimizer):
@@ -646,10 +718,14 @@ class AdamW(Optimizer):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "propagate",
+        state_dtype: StateDtype = None,
+        seed: int | None = 0,
+        master_weights: str = "split",
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, amsgrad=amsgrad,
                          epsilon_hat=epsilon_hat, l1=l1, l2=l2, max_value=max_value,
-                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
+                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite,
+                         state_dtype=state_dtype, seed=seed, master_weights=master_weights)  # fmt: skip
 
     @classmethod
     def _core_options(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -689,11 +765,15 @@ class NAdam(Optimizer):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "propagate",
+        state_dtype: StateDtype = None,
+        seed: int | None = 0,
+        master_weights: str = "split",
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
                          momentum_decay=momentum_decay, decoupled_weight_decay=decoupled_weight_decay,
                          l1=l1, l2=l2, max_value=max_value,
-                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite)  # fmt: skip
+                         maximize=maximize, max_norm=max_norm, nonfinite=nonfinite,
+                         state_dtype=state_dtype, seed=seed, master_weights=master_weights)  # fmt: skip
 
     @classmethod
     def _core_options(cls, options: dict[str, Any]) -> dict[str, Any]:
@@ -732,10 +812,14 @@ class Lion(Optimizer):
         maximize: bool = False,
         max_norm: float | None = None,
         nonfinite: str = "propagate",
+        state_dtype: StateDtype = None,
+        seed: int | None = 0,
+        master_weights: str = "split",
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, weight_decay=weight_decay, l1=l1, l2=l2,
                          max_value=max_value, maximize=maximize, max_norm=max_norm,
-                         nonfinite=nonfinite)  # fmt: skip
+                         nonfinite=nonfinite,
+                         state_dtype=state_dtype, seed=seed, master_weights=master_weights)  # fmt: skip
 
     @classmethod
     def _core_options(cls, options: dict[str, Any]) -> dict[str, Any]:

@@ -13,12 +13,19 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from steepest import reference
-from steepest._cases import functions, layers, losses, optimizers, quantized
+from steepest._cases import functions, layers, losses, low_precision, optimizers, quantized
 from steepest._cases.case import Case, Expected, Options, Results, Sum, ulps
 
 Cases: TypeAlias = Callable[[Any, bool], Iterator[Case]]
 
-KERNELS: dict[str, Cases] = {rule: partial(optimizers.cases, rule) for rule in reference.RULES}
+
+def _rule_cases(rule: str, dtype: Any, quick: bool) -> Iterator[Case]:
+    yield from optimizers.cases(rule, dtype, quick)
+    if dtype == np.float32:
+        yield from low_precision.cases(rule, quick)
+
+
+KERNELS: dict[str, Cases] = {rule: partial(_rule_cases, rule) for rule in reference.RULES}
 KERNELS |= {name: partial(losses.elementwise_cases, name) for name in losses.ELEMENTWISE}
 KERNELS |= {name: partial(losses.softmax_cases, name) for name in losses.SOFTMAX}
 KERNELS |= {"global_norm": functions.norm_cases}

@@ -48,10 +48,14 @@ class Case:
 def ulps(actual: Array, expected: Array) -> tuple[float, int]:
     """The largest distance in units in the last place, and where it is.
 
-    From -0 to +0 it is 1, from NaN to NaN of any sign and payload 0, from NaN to a number infinite.
+    From -0 to +0 it is 1, from NaN to NaN of any sign and payload 0, from NaN to a number infinite. Between integers,
+    such as codes, it is the difference.
     """
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         return math.inf, 0
+    if actual.dtype.kind in "iu":
+        gaps = np.abs(actual.ravel().astype(np.int64) - expected.ravel())
+        return (float(gaps.max()), int(gaps.argmax())) if gaps.any() else (0, 0)
     U: Any = np.uint32 if actual.dtype == np.float32 else np.uint64
     a, b = actual.ravel(), expected.ravel()
     differ = np.flatnonzero((a.view(U) != b.view(U)) & ~(np.isnan(a) & np.isnan(b)))

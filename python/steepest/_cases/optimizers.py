@@ -207,7 +207,7 @@ def options_of(rule: str, quick: bool = False) -> Iterator[Options]:
         for penalty, fused in itertools.product(PENALTIES, FUSED):
             if quick and (penalty, fused) != everything and (penalty or fused or i > 0):
                 continue
-            options = variant | (penalty if rule in HAS_L2 else _as_weight_decay(penalty)) | fused
+            options = variant | (penalty if rule in HAS_L2 else as_weight_decay(penalty)) | fused
             yield options
             if (penalty, fused) in (({}, {}), everything):
                 yield options | {"masked": True}
@@ -216,7 +216,7 @@ def options_of(rule: str, quick: bool = False) -> Iterator[Options]:
 HAS_L2 = "AdamW", "NAdam", "Lion"  # beside weight_decay
 
 
-def _as_weight_decay(penalty: Options) -> Options:
+def as_weight_decay(penalty: Options) -> Options:
     return {"weight_decay" if name == "l2" else name: value for name, value in penalty.items()}
 
 

@@ -19,6 +19,16 @@ of the global-norm clip.
 
 from __future__ import annotations
 
+from steepest.reference.codecs import (
+    from_8bit,
+    from_bfloat16,
+    join,
+    low_precision,
+    random_bits,
+    split,
+    to_8bit,
+    to_bfloat16,
+)
 from steepest.reference.functions import exp, flush, larger, log, log1p, power, sgn, sigmoid, tanh
 from steepest.reference.layers import (
     activate,
@@ -78,15 +88,19 @@ __all__ = [
     "dropout",
     "exp",
     "flush",
+    "from_8bit",
+    "from_bfloat16",
     "fused",
     "global_norm",
     "huber",
     "im2col",
+    "join",
     "kl_divergence",
     "larger",
     "lion",
     "log",
     "log1p",
+    "low_precision",
     "mae",
     "mask",
     "masked",
@@ -100,12 +114,16 @@ __all__ = [
     "quantize",
     "quantized_max_pool",
     "quantized_product",
+    "random_bits",
     "rmsprop",
     "sgd",
     "sgn",
     "sigmoid",
     "softmax_cross_entropy",
+    "split",
     "tanh",
+    "to_8bit",
+    "to_bfloat16",
     "total",
     "value_range",
 ]
