@@ -12,15 +12,17 @@
 
 namespace steepest {
 
-#define STEEPEST_DECLARE(isa)                         \
-  extern const RuleKernels<float> rules_f32_##isa;    \
-  extern const RuleKernels<double> rules_f64_##isa;   \
-  extern const LossKernels<float> losses_f32_##isa;   \
-  extern const LossKernels<double> losses_f64_##isa;  \
-  extern const LayerKernels<float> layers_f32_##isa;  \
-  extern const LayerKernels<double> layers_f64_##isa; \
-  extern const QuantizedKernels quantized_f32_##isa;  \
-  extern const CodecKernels codecs_f32_##isa;
+#define STEEPEST_DECLARE(isa)                            \
+  extern const RuleKernels<float> rules_f32_##isa;       \
+  extern const RuleKernels<double> rules_f64_##isa;      \
+  extern const LossKernels<float> losses_f32_##isa;      \
+  extern const LossKernels<double> losses_f64_##isa;     \
+  extern const LayerKernels<float> layers_f32_##isa;     \
+  extern const LayerKernels<double> layers_f64_##isa;    \
+  extern const QuantizedKernels quantized_f32_##isa;     \
+  extern const CodecKernels codecs_f32_##isa;            \
+  extern const ProductKernels<float> products_f32_##isa; \
+  extern const ProductKernels<double> products_f64_##isa;
 STEEPEST_FOR_EACH_ISA(STEEPEST_DECLARE)
 #undef STEEPEST_DECLARE
 
@@ -56,8 +58,8 @@ bool os_saves(unsigned mask) {
 bool has_sse2() { return true; }
 
 bool has_avx2() {
-  constexpr unsigned avx = 1u << 28, avx2 = 1u << 5;
-  return os_saves(0x06) && (cpuid(1).ecx & avx) != 0 && (cpuid(7).ebx & avx2) != 0;
+  constexpr unsigned avx = 1u << 28, fma = 1u << 12, avx2 = 1u << 5, both = avx | fma;
+  return os_saves(0x06) && (cpuid(1).ecx & both) == both && (cpuid(7).ebx & avx2) != 0;
 }
 
 bool has_avx512() {
@@ -75,7 +77,7 @@ bool has_neon() { return true; }
   {#isa,                                                                                                      \
    has_##isa,                                                                                                 \
    {rules_f32_##isa, rules_f64_##isa, losses_f32_##isa, losses_f64_##isa, layers_f32_##isa, layers_f64_##isa, \
-    quantized_f32_##isa, codecs_f32_##isa}},
+    quantized_f32_##isa, codecs_f32_##isa, products_f32_##isa, products_f64_##isa}},
 const auto& all_isas() {
   static const Isa all[] = {STEEPEST_FOR_EACH_ISA(STEEPEST_ENTRY)};  // without a destructor: used while others exit
   return all;
@@ -157,6 +159,14 @@ const LayerKernels<float>& layers<float>() {
 template <>
 const LayerKernels<double>& layers<double>() {
   return kernels().layers_f64;
+}
+template <>
+const ProductKernels<float>& products<float>() {
+  return kernels().products_f32;
+}
+template <>
+const ProductKernels<double>& products<double>() {
+  return kernels().products_f64;
 }
 
 }  // namespace steepest

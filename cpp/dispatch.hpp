@@ -23,5 +23,7 @@ const LossKernels<T>& losses();
 template <class T>
 const LayerKernels<T>& layers();
 const CodecKernels& codecs();
+template <class T>
+const ProductKernels<T>& products();
 
 }  // namespace steepest

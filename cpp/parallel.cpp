@@ -21,15 +21,16 @@ namespace {
 
 // About 64 Ki parameters of AdamW (28 bytes each): from here on letting go of the GIL pays.
 constexpr std::ptrdiff_t kUnlockBytes = 2 << 20;
-// What two threads must have to do: least where a worker still spins, more where it must be woken, most beside other
-// work, whose threads hold the cores.
-constexpr std::ptrdiff_t kSpinBytes = 2 << 20, kWakeBytes = 5 << 20, kAmidBytes = 10 << 20;
+// What two threads must have to do: least where more follows at once, or a worker still spins, more where it must be
+// woken, most beside other work, whose threads hold the cores.
+constexpr std::ptrdiff_t kBriskBytes = 1 << 20, kSpinBytes = 2 << 20, kWakeBytes = 5 << 20, kAmidBytes = 10 << 20;
 // A block must be worth its ticket, and small enough that nobody waits long for the last one.
 constexpr std::ptrdiff_t kMinBlockBytes = 128 << 10, kMaxBlockBytes = 2 << 20;
 constexpr int kBlocksPerThread = 4;
 constexpr std::ptrdiff_t kMaxBlocks = 60000;  // a ticket has 16 bits for those from either end
 
-constexpr auto kSpin = std::chrono::microseconds(10);
+// How long a worker stays awake after a region, and after a brisk one.
+constexpr auto kSpin = std::chrono::microseconds(10), kBriskSpin = std::chrono::microseconds(200);
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -54,14 +55,6 @@ std::int64_t now() { return std::chrono::nanoseconds(std::chrono::steady_clock::
 std::atomic<std::ptrdiff_t> counts[kMaxThreads];  // blocks that each thread ran since share_blocks_of
 
 bool must_share() { return settings.shared_block.load() > 0; }
-
-// From how many bytes on two threads pay, by how long ago they last had to do: it is beside other work where that took
-// longer.
-std::ptrdiff_t parallel_bytes(std::int64_t at) {
-  const std::int64_t end = settings.last_end.load(), pause = at - end;
-  if (pause < std::chrono::nanoseconds(kSpin).count()) return kSpinBytes;
-  return pause < end - settings.last_begin.load() ? kWakeBytes : kAmidBytes;
-}
 
 std::ptrdiff_t blocks_of(const Job& job) { return (job.units + job.block - 1) / job.block; }
 
@@ -94,7 +87,8 @@ class Pool {
     ticket_.store({number, Ticket::closed, 0});
     job_.store(&job);
     blocks_.store(blocks);
-    team_.store(std::min(team, workers_ + 1));
+    team_.store(std::min(team, workers_.load() + 1));
+    if (job.pace == Pace::brisk) awake_until_.store(now() + std::chrono::nanoseconds(kBriskSpin).count());
     done_.store(0);
     ticket_.store({number, 0, 0});
     if (parked_.load() > 0) {
@@ -107,10 +101,12 @@ class Pool {
     while (done_.load() < blocks) std::this_thread::yield();
   }
 
+  bool is_awake() const { return parked_.load() < workers_.load(); }
+
  private:
   void grow(int workers) noexcept {
     try {
-      for (; workers_ < workers; ++workers_) std::thread(&Pool::serve, this, workers_ + 1).detach();
+      for (; workers_ < workers; ++workers_) std::thread(&Pool::serve, this, workers_.load() + 1).detach();
     } catch (...) {  // the system has no more threads: fewer will do
     }
   }
@@ -139,8 +135,8 @@ class Pool {
   }
 
   void wait_for_job(std::uint32_t& last, int id) {
-    const auto deadline = std::chrono::steady_clock::now() + kSpin;
-    while (std::chrono::steady_clock::now() < deadline) {
+    const std::int64_t deadline = now() + std::chrono::nanoseconds(kSpin).count();
+    for (std::int64_t at = now(); at < deadline || at < awake_until_.load(); at = now()) {
       for (int i = 0; i < 16; ++i) {
         if (has_job(last, id)) return;
         pause();
@@ -164,7 +160,8 @@ class Pool {
   std::atomic<const Job*> job_{nullptr};
   std::atomic<std::uint32_t> blocks_{0}, done_{0};
   std::atomic<int> team_{1}, parked_{0};
-  int workers_ = 0;
+  std::atomic<std::int64_t> awake_until_{0};
+  std::atomic<int> workers_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
 };
@@ -172,6 +169,15 @@ class Pool {
 // Never destroyed: at exit, workers may still be parked in it.
 alignas(Pool) unsigned char pool_memory[sizeof(Pool)];
 Pool* const pool = new (pool_memory) Pool;
+
+// From how many bytes on two threads pay, by how long ago they last had to do: it is beside other work where that took
+// longer.
+std::ptrdiff_t parallel_bytes(Pace pace, std::int64_t at) {
+  if (pace == Pace::brisk && engine() == Engine::pool) return kBriskBytes;
+  const std::int64_t end = settings.last_end.load(), pause = at - end;
+  if (pause < std::chrono::nanoseconds(kSpin).count() || pool->is_awake()) return kSpinBytes;
+  return pause < end - settings.last_begin.load() ? kWakeBytes : kAmidBytes;
+}
 
 // In the child of a fork only the calling thread lives: what the others held is let go, and a pool without workers
 // replaces the one that had them.
@@ -267,11 +273,11 @@ void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) noexcept {
   const std::ptrdiff_t share = bytes / (kBlocksPerThread * threads());
   job.block = std::clamp(share, kMinBlockBytes, kMaxBlockBytes) / std::max<std::ptrdiff_t>(bytes_per_unit, 1) + 1;
   const std::ptrdiff_t shared_block = settings.shared_block.load();
-  const bool is_timed = bytes >= kSpinBytes;
+  const bool is_timed = bytes >= (job.pace == Pace::brisk ? kBriskBytes : kSpinBytes);
   const std::int64_t begin = is_timed ? now() : 0;
   if (shared_block > 0) {
     job.block = shared_block;
-  } else if (!is_timed || bytes < parallel_bytes(begin)) {
+  } else if (!is_timed || bytes < parallel_bytes(job.pace, begin)) {
     job.block = std::max<std::ptrdiff_t>(job.units, 1);
   }
   job.block = std::max(job.block, job.units / kMaxBlocks + 1);

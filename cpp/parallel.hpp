@@ -41,22 +41,27 @@ class DefaultFloatMode {
   std::uint64_t found_;
 };
 
+// What follows a region: single ones come when they come. After brisk ones, such as the products of a training step,
+// more are sure to come soon: workers stay awake for them, and whoever finds them awake shares smaller work.
+enum class Pace { single, brisk };
+
 struct Job {
   void (*run)(const void* context, std::ptrdiff_t begin, std::ptrdiff_t end) noexcept;
   const void* context;
   std::ptrdiff_t units, block;
+  Pace pace;
 };
 
 void run(const Job&, std::ptrdiff_t bytes_per_unit) noexcept;
 
 // Calls f(begin, end) over parts of 0..units, on several threads if it is worth it. f must be noexcept.
 template <class F>
-void for_ranges(std::ptrdiff_t units, std::ptrdiff_t bytes_per_unit, const F& f) noexcept {
+void for_ranges(std::ptrdiff_t units, std::ptrdiff_t bytes_per_unit, const F& f, Pace pace = Pace::single) noexcept {
   static_assert(noexcept(f(std::ptrdiff_t{}, std::ptrdiff_t{})), "an exception must not leave a block");
   run({[](const void* context, std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
          (*static_cast<const F*>(context))(begin, end);
        },
-       &f, units, 0},
+       &f, units, 0, pace},
       bytes_per_unit);
 }
 

@@ -83,7 +83,7 @@ def test_flags_allow_what_the_dispatcher_probes_for(tmp_path: Path, compiler: st
     assert allowed - IMPLIED == MACROS[isa]
     probes = re.search(rf"bool has_{isa}\(\) \{{(.*?)\n?\}}", (ROOT / "cpp" / "dispatch.cpp").read_text(), re.DOTALL)
     assert probes
-    bits = {"avx2": ["avx", "avx2"], "avx512": ["f", "dq", "bw", "vl"]}.get(isa, [])
+    bits = {"avx2": ["avx", "fma", "avx2"], "avx512": ["f", "dq", "bw", "vl"]}.get(isa, [])
     assert re.findall(r"\b(\w+) = 1u << ", probes[1]) == bits
 
 

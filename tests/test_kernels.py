@@ -113,7 +113,7 @@ def test_every_rule_has_its_six_places() -> None:
 
 
 def test_every_kernel_is_in_the_table() -> None:
-    structs = "LossKernels", "LayerKernels", "QuantizedKernels"
+    structs = "LossKernels", "LayerKernels", "ProductKernels", "QuantizedKernels"
     fields = {field for struct in structs for field in kernel_fields(struct)} - {"sum", "sum_of_squares"}
     assert len(fields) >= 6
     assert fields <= KERNELS.keys()

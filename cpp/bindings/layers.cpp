@@ -6,23 +6,18 @@
 namespace steepest {
 namespace {
 
-View like(const View& x, const py::object& object, const char* name, Use use, const std::vector<py::ssize_t>& shape) {
-  const View v = view(object, name, use);
-  check_dtype(v, name, x.is_double);
-  check_shape(v, name, shape);
-  check_c_order(v, name);
-  return v;
+template <class T>
+void activate(Activation f, const View& x, const View* bias, double alpha, const View& y, std::ptrdiff_t columns) {
+  const std::ptrdiff_t rows = columns == 0 ? 0 : x.size / columns;
+  const auto kernel = layers<T>().activate;
+  const T* const b = bias != nullptr ? bias->as<const T>() : nullptr;
+  parallel::for_ranges(rows, columns * 8, [=, &x, &y](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+    kernel(f, x.as<const T>() + begin * columns, b, static_cast<T>(alpha), y.as<T>() + begin * columns, end - begin,
+           columns);
+  });
 }
 
-View like(const View& x, const py::object& object, const char* name, Use use) {
-  return like(x, object, name, use, shape_of(x.array));
-}
-
-View c_view(const py::object& object, const char* name, Use use) {
-  const View v = view(object, name, use);
-  check_c_order(v, name);
-  return v;
-}
+}  // namespace
 
 Activation activation(const std::string& name) {
   if (name == "identity") return Activation::identity;
@@ -33,16 +28,11 @@ Activation activation(const std::string& name) {
   throw py::value_error("activation: expected identity, relu, leaky_relu, tanh or sigmoid, got " + name);
 }
 
-template <class T>
 void activate(Activation f, const View& x, const View* bias, double alpha, const View& y, std::ptrdiff_t columns) {
-  const std::ptrdiff_t rows = columns == 0 ? 0 : x.size / columns;
-  const auto kernel = layers<T>().activate;
-  const T* const b = bias != nullptr ? bias->as<const T>() : nullptr;
-  run(rows, columns * 8, {x.array, y.array}, [=, &x, &y](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
-    kernel(f, x.as<const T>() + begin * columns, b, static_cast<T>(alpha), y.as<T>() + begin * columns, end - begin,
-           columns);
-  });
+  x.is_double ? activate<double>(f, x, bias, alpha, y, columns) : activate<float>(f, x, bias, alpha, y, columns);
 }
+
+namespace {
 
 void call_activate(const std::string& name, const py::object& input, const py::object& bias, double alpha,
                    const py::object& out) {
@@ -56,8 +46,8 @@ void call_activate(const std::string& name, const py::object& input, const py::o
     b = like(x, bias, "bias", Use::read, {columns});
     check_apart(y, "out", *b, "bias");
   }
-  const View* const given = b ? &*b : nullptr;
-  x.is_double ? activate<double>(f, x, given, alpha, y, columns) : activate<float>(f, x, given, alpha, y, columns);
+  const Released released(x.size * 8, {x.array, y.array});
+  activate(f, x, b ? &*b : nullptr, alpha, y, columns);
 }
 
 template <class T>

@@ -1,25 +1,9 @@
-// Runs a kernel over parts of its work; windows that slide over batches of images.
+// Windows that slide over batches of images.
 #pragma once
 
-#include "../kernels/kernels.hpp"
-#include "../parallel.hpp"
-#include "arrays.hpp"
-#include "gil.hpp"
+#include "calls.hpp"
 
 namespace steepest {
-
-// Runs f(begin, end) over parts of 0..units, without the GIL where that pays.
-template <class F>
-void run(std::ptrdiff_t units, std::ptrdiff_t bytes_per_unit, const std::vector<py::array>& arrays, const F& f) {
-  if (units == 0 || bytes_per_unit == 0) return;
-  Pins pins;
-  std::optional<WithoutGil> release;
-  if (parallel::is_large(units * bytes_per_unit)) {
-    for (const py::array& array : arrays) pins.pin(array);
-    release.emplace();
-  }
-  parallel::for_ranges(units, bytes_per_unit, f);
-}
 
 // A window over a batch of images, (batch, height, width, channels), and the shapes that follow.
 struct Sliding {

@@ -205,6 +205,26 @@ struct QuantizedKernels {
   void (*quantized_max_pool)(const Window&, const std::uint8_t* image, std::uint8_t* y) noexcept;
 };
 
+// A product is summed in blocks of this many steps, each from 0, and the blocks one after the other.
+constexpr std::ptrdiff_t kProductSteps = 64;
+
+// c[i][j] = sum over k of a[i][k] b[k][j]; neighbours of c's rows are neighbours in memory.
+template <class T>
+struct Product {
+  const T* a;
+  std::ptrdiff_t a_row, a_step;  // from row to row, from k to k
+  const T* b;
+  std::ptrdiff_t b_step, b_column;  // from k to k, from column to column
+  T* c;
+  std::ptrdiff_t c_row;
+  std::ptrdiff_t rows, columns, depth;
+};
+
+template <class T>
+struct ProductKernels {
+  void (*matmul)(const Product<T>&) noexcept;
+};
+
 struct Kernels {
   RuleKernels<float> rules_f32;
   RuleKernels<double> rules_f64;
@@ -214,6 +234,8 @@ struct Kernels {
   LayerKernels<double> layers_f64;
   QuantizedKernels quantized;
   CodecKernels codecs_f32;
+  ProductKernels<float> products_f32;
+  ProductKernels<double> products_f64;
 };
 
 }  // namespace steepest

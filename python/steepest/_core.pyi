@@ -107,6 +107,19 @@ def global_norm(arrays: Iterable[NDArray[Any]]) -> float:
 def activate(activation: str, x: NDArray[Any], bias: NDArray[Any] | None, alpha: float, out: NDArray[Any]) -> None: ...
 def mask(activation: str, grad: NDArray[Any], y: NDArray[Any], alpha: float) -> None: ...
 def dropout(x: NDArray[Any], uniform: NDArray[Any], rate: float, out: NDArray[Any]) -> None: ...
+def matmul(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any]) -> None: ...
+def dense(
+    x: NDArray[Any],
+    weight: NDArray[Any],
+    bias: NDArray[Any] | None,
+    activation: str,
+    alpha: float,
+    out: NDArray[Any],
+) -> None:
+    """out = f(x weight + bias)."""
+
+def dense_gradients(x: NDArray[Any], grad: NDArray[Any], dweight: NDArray[Any], dbias: NDArray[Any] | None) -> None:
+    """dweight = x grad, for x already transposed, and dbias = the sum of grad's rows."""
 
 _Pair = tuple[int, int]
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from steepest import reference
-from steepest._cases import functions, layers, losses, low_precision, optimizers, quantized
+from steepest._cases import functions, layers, losses, low_precision, optimizers, products, quantized
 from steepest._cases.case import Case, Expected, Options, Results, Sum, ulps
 
 Cases: TypeAlias = Callable[[Any, bool], Iterator[Case]]
@@ -30,7 +30,7 @@ KERNELS |= {name: partial(losses.elementwise_cases, name) for name in losses.ELE
 KERNELS |= {name: partial(losses.softmax_cases, name) for name in losses.SOFTMAX}
 KERNELS |= {"global_norm": functions.norm_cases}
 KERNELS |= {name: partial(functions.function_cases, name) for name in ("exp", "log", "log1p")}
-KERNELS |= layers.CASES | quantized.CASES
+KERNELS |= layers.CASES | products.CASES | quantized.CASES
 """For each kernel its cases of a dtype, fewer if `quick`."""
 
 DTYPES = np.dtype(np.float32), np.dtype(np.float64)

@@ -20,6 +20,7 @@ class Activation(Layer):
 
     rectifies = False
     fused = False
+    compiled: tuple[str, float] | None = None
     y: Array
 
     def activate(self, x: Array, bias: Array | None, out: Array) -> Array:
@@ -46,6 +47,11 @@ class _Compiled(Activation):
 
     kernel: str
     slope = 0.0
+
+    @property
+    def compiled(self) -> tuple[str, float] | None:  # type: ignore[override]
+        """The kernel's name and slope, unless a subclass computes something else."""
+        return (self.kernel, self.slope) if type(self).activate is _Compiled.activate else None
 
     def activate(self, x: Array, bias: Array | None, out: Array) -> Array:
         """out = f(x + bias), the bias being of the last axis; `out` may be `x`."""

@@ -15,6 +15,11 @@ from steepest.nn.layer import Array, Layer, Shape
 
 __all__ = ["Dense", "Dropout", "Flatten", "Reshape"]
 
+NO_ACTIVATION = "identity", 0.0
+# Multiplications up to which a product of our own is quicker than BLAS', which copies its operands first;
+# it never is without the one instruction that multiplies and adds.
+SMALL_WORK = 0 if _core.build_info()["isas"] == ["sse2"] else 1 << 24
+
 
 class Affine(Layer):
     """What `Dense` and `Conv2D` share: a weight, a bias, and the activation that follows."""
@@ -73,6 +78,7 @@ class Dense(Affine):
     """
 
     x: Array
+    _is_small = False  # whether the products of the last batch are our own
 
     def __init__(self, units: int, *, bias: bool = True, init: Initializer | None = None) -> None:
         if operator.index(units) < 1:
@@ -89,17 +95,34 @@ class Dense(Affine):
     def forward(self, x: Array, train: bool) -> Array:
         """f(x W + b), f being the activation that follows, if one does."""
         self.x = x
-        z: Array = np.matmul(x, self.params["weight"], out=self.buffer("z", (len(x), self.units)))
+        weight, z = self.params["weight"], self.buffer("z", (len(x), self.units))
+        self._is_small = x.size * self.units <= SMALL_WORK
+        compiled: tuple[str, float] | None = NO_ACTIVATION if self.activation is None else self.activation.compiled
+        if self._is_small and compiled is not None:
+            _core.dense(x, weight, self.params.get("bias"), *compiled, z)
+            return z
+        self._multiply(x, weight, z)
         self.finish(z)
         return z
 
     def backward(self, grad: Array) -> Array | None:
         """dW = x' grad, db = sum of grad over the batch; returns grad W'."""
-        np.matmul(self.x.T, grad, out=self.grads["weight"])
-        self.collect_bias(grad)
+        if self._is_small:
+            _core.dense_gradients(self.x.T, grad, self.grads["weight"], self.grads.get("bias"))
+        else:
+            np.matmul(self.x.T, grad, out=self.grads["weight"])
+            self.collect_bias(grad)
         if not self.needs_input_gradient:
             return None
-        return np.matmul(grad, self.params["weight"].T, out=self.buffer("dx", self.x.shape))
+        dx = self.buffer("dx", self.x.shape)
+        self._multiply(grad, self.params["weight"].T, dx)
+        return dx
+
+    def _multiply(self, a: Array, b: Array, out: Array) -> None:
+        if self._is_small:
+            _core.matmul(a, b, out)
+        else:
+            np.matmul(a, b, out=out)
 
 
 class Reshape(Layer):

@@ -49,6 +49,7 @@ from steepest.reference.losses import (
     mse,
     softmax_cross_entropy,
 )
+from steepest.reference.products import matmul
 from steepest.reference.quantized import (
     byte_code,
     packed,
@@ -104,6 +105,7 @@ __all__ = [
     "mae",
     "mask",
     "masked",
+    "matmul",
     "max_pool",
     "max_pool_backward",
     "momentum",

@@ -1,0 +1,136 @@
+// Matrix products that are too small for BLAS, which copies its operands first. Compiled once per ISA.
+#include "vector_math.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace steepest {
+namespace {
+
+// a b + c, rounded once: for float32, where half the instructions matter and double can show what it is.
+inline Vector<float> multiply_add(float a, Vector<float> b, Vector<float> c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_ps(_mm256_set1_ps(a), b, c);
+#elif defined(__aarch64__)
+  return vfmaq_n_f32(c, b, a);
+#else
+  for (int i = 0; i < 4; ++i) {
+    const double product = static_cast<double>(a) * static_cast<double>(b[i]), before = static_cast<double>(c[i]);
+    const double sum = product + before, part = sum - product;
+    const double error = (product - (sum - part)) + (before - part);
+    // The exact sum lies between two doubles: the one with an odd last bit then rounds as the sum itself would.
+    std::int64_t bits;
+    __builtin_memcpy(&bits, &sum, sizeof bits);
+    if (bits % 2 == 0 && (error > 0 || error < 0)) bits += (error > 0) == (sum > 0) ? 1 : -1;
+    double odd;
+    __builtin_memcpy(&odd, &bits, sizeof odd);
+    c[i] = static_cast<float>(odd);
+  }
+  return c;
+#endif
+}
+
+// The same, the product rounded too.
+inline Vector<double> multiply_add(double a, Vector<double> b, Vector<double> c) { return a * b + c; }
+
+// The sums of a tile, of 6 rows and 2 vectors of columns, fill 12 of 16 registers.
+constexpr std::ptrdiff_t kRows = 6, kVectors = 2;
+
+// c[i][j] = or += sum over k of a[i][k] b[k][j], for R rows and `columns` of V vectors of columns; b is (steps, width).
+template <std::ptrdiff_t R, std::ptrdiff_t V, class T>
+void tile(const Product<T>& p, const T* a, const T* b, std::ptrdiff_t width, std::ptrdiff_t steps, T* c,
+          std::ptrdiff_t columns, bool first) {
+  using Lanes = Vector<T>;
+  constexpr std::ptrdiff_t lanes = kLanesOf<T>;
+  Lanes sums[R][V] = {};
+  for (std::ptrdiff_t k = 0; k < steps; ++k) {
+    Lanes right[V];
+#pragma GCC unroll 2
+    for (std::ptrdiff_t v = 0; v < V; ++v) __builtin_memcpy(&right[v], b + k * width + v * lanes, sizeof(Lanes));
+#pragma GCC unroll 6  // or the sums would live in memory
+    for (std::ptrdiff_t r = 0; r < R; ++r) {
+      const T left = a[r * p.a_row + k * p.a_step];
+#pragma GCC unroll 2
+      for (std::ptrdiff_t v = 0; v < V; ++v) sums[r][v] = multiply_add(left, right[v], sums[r][v]);
+    }
+  }
+#pragma GCC unroll 6
+  for (std::ptrdiff_t r = 0; r < R; ++r) {
+    T* const row = c + r * p.c_row;
+    if (columns == V * lanes) {
+#pragma GCC unroll 2
+      for (std::ptrdiff_t v = 0; v < V; ++v) {
+        Lanes before = {};
+        if (!first) __builtin_memcpy(&before, row + v * lanes, sizeof(Lanes));
+        const Lanes after = before + sums[r][v];
+        __builtin_memcpy(row + v * lanes, &after, sizeof(Lanes));
+      }
+    } else {
+      T block[V * lanes];
+      __builtin_memcpy(block, sums[r], sizeof block);
+      for (std::ptrdiff_t j = 0; j < columns; ++j) row[j] = (first ? T(0) : row[j]) + block[j];
+    }
+  }
+}
+
+template <class T>
+using Tile = void (*)(const Product<T>&, const T*, const T*, std::ptrdiff_t, std::ptrdiff_t, T*, std::ptrdiff_t, bool);
+
+template <class T>
+constexpr Tile<T> tiles[kVectors][kRows] = {
+    {tile<1, 1, T>, tile<2, 1, T>, tile<3, 1, T>, tile<4, 1, T>, tile<5, 1, T>, tile<6, 1, T>},
+    {tile<1, 2, T>, tile<2, 2, T>, tile<3, 2, T>, tile<4, 2, T>, tile<5, 2, T>, tile<6, 2, T>}};
+
+// All rows of some columns of one block of steps: c and the operands begin there.
+template <class T>
+void panel(const Product<T>& p, const T* a, const T* b, std::ptrdiff_t steps, T* c, std::ptrdiff_t columns,
+           bool first) {
+  constexpr std::ptrdiff_t lanes = kLanesOf<T>;
+  const std::ptrdiff_t vectors = columns > lanes ? 2 : 1;
+  std::ptrdiff_t width = p.b_step;
+  T packed[kProductSteps * kVectors * lanes];
+  if (p.b_column != 1 || columns < vectors * lanes) {
+    width = vectors * lanes;
+    for (std::ptrdiff_t j = 0; j < width; ++j) {
+      for (std::ptrdiff_t k = 0; k < steps; ++k) {
+        packed[k * width + j] = j < columns ? b[k * p.b_step + j * p.b_column] : T(0);
+      }
+    }
+    b = packed;
+  }
+  // As even as can be: a tile of few rows waits for its own sums.
+  const std::ptrdiff_t parts = (p.rows + kRows - 1) / kRows;
+  for (std::ptrdiff_t i = 0, row = 0; i < parts; ++i) {
+    const std::ptrdiff_t end = p.rows * (i + 1) / parts;
+    tiles<T>[vectors - 1][end - row - 1](p, a + row * p.a_row, b, width, steps, c + row * p.c_row, columns, first);
+    row = end;
+  }
+}
+
+template <class T>
+void matmul(const Product<T>& p) noexcept {
+  constexpr std::ptrdiff_t most = kVectors * kLanesOf<T>;
+  std::ptrdiff_t k = 0;
+  do {
+    const std::ptrdiff_t steps = p.depth - k < kProductSteps ? p.depth - k : kProductSteps;
+    for (std::ptrdiff_t j = 0; j < p.columns; j += most) {
+      const std::ptrdiff_t columns = p.columns - j < most ? p.columns - j : most;
+      panel(p, p.a + k * p.a_step, p.b + k * p.b_step + j * p.b_column, steps, p.c + j, columns, k == 0);
+    }
+    k += kProductSteps;
+  } while (k < p.depth);
+}
+
+}  // namespace
+
+extern const ProductKernels<float> STEEPEST_NAME(products_f32);
+extern const ProductKernels<double> STEEPEST_NAME(products_f64);
+const ProductKernels<float> STEEPEST_NAME(products_f32) = {matmul<float>};
+const ProductKernels<double> STEEPEST_NAME(products_f64) = {matmul<double>};
+
+}  // namespace steepest

@@ -1,0 +1,63 @@
+"""Cases of the small matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from steepest import _core, reference
+from steepest._cases.case import Array, Case, Expected, Results, describe
+from steepest._cases.data import normal, placed, special_values, spread
+
+# Rows, depth, columns: every height of a tile, every rest of a panel, a block of steps and its neighbours.
+WIDTHS = 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33
+SHAPES = [(1 + i, 5, width) for i, width in enumerate(WIDTHS)]
+SHAPES += [(3, depth, 6) for depth in (1, 63, 64, 65, 200)] + [(0, 3, 2), (2, 0, 3), (3, 2, 0), (32, 70, 130)]
+SHAPES += [(130, 32, 40)]
+
+
+def _by_reference(a: Array, b: Array, bias: Array) -> Expected:
+    product = reference.matmul(a, b)
+    sums = reference.matmul(np.ones((1, len(b)), b.dtype), b)[0]
+    dense = reference.activate("relu", product, bias)
+    return Expected({"matmul": product, "dense": dense, "dweight": product, "dbias": sums})
+
+
+def _products(a: Array, b: Array, bias: Array, orders: str, start: int) -> Results:
+    left, right = (placed(x if order == "C" else x.T, start) for x, order in zip((a, b), orders, strict=True))
+    left, right = (x if order == "C" else x.T for x, order in zip((left, right), orders, strict=True))
+    product, out = (placed(np.full((len(a), b.shape[1]), 7, a.dtype), 1 - start) for _ in range(2))
+    sums = placed(np.full(b.shape[1], 7, a.dtype), start)
+    _core.matmul(left, right, product)
+    _core.dense(left, right, bias, "relu", 0.0, out)
+    dweight = np.full_like(product, 7)
+    _core.dense_gradients(left, placed(b, start), dweight, sums)
+    return {"matmul": product, "dense": out, "dweight": dweight, "dbias": sums}
+
+
+def _matmul_cases(dtype: Any, quick: bool) -> Iterator[Case]:
+    rng = np.random.default_rng(10)
+    special = partial(rng.choice, special_values(dtype))
+    kinds: dict[str, Callable[[tuple[int, ...]], Array]] = {
+        "normal": lambda shape: normal(rng, shape, dtype),
+        "spread": lambda shape: spread(rng, shape, dtype),
+        "special": lambda shape: np.where(rng.random(shape) < 0.05, special(shape), normal(rng, shape, dtype)),
+    }
+    for i, (rows, depth, columns) in enumerate(SHAPES):
+        for j, (kind, make) in enumerate(kinds.items()):
+            a, b, bias = make((rows, depth)), make((depth, columns)), make((columns,))
+            orders = ("CC", "CF", "FC", "FF")[(i + j) % 4]
+            options = {"a": a, "b": b, "orders": orders, "values": kind, "start": i % 2}
+            yield Case(
+                f"matmul, {describe(options)}",
+                options,
+                partial(_by_reference, a, b, bias),
+                partial(_products, a, b, bias, orders, i % 2),
+                0 if quick and max(rows, columns) < 100 else 1,
+            )
+
+
+CASES: dict[str, Callable[[Any, bool], Iterator[Case]]] = {"matmul": _matmul_cases}
