@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import tempfile
 import time
@@ -14,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steepest import compress as ways
-from steepest import metrics
+from steepest import losses, metrics, optim, schedules
 from steepest._encoding import Encoding
 from steepest._model_commands import outputs_of
 from steepest._task import Task, load_task
 from steepest._train_command import SUFFIX, check_writable, describe, line, open_model
 from steepest.nn import Sequential
+from steepest.train import Trainer
 
 Array = NDArray[Any]
+ROWS = 32  # trained on at a time
 BATCH = 256  # samples predicted at a time when time is taken
 REPEATS = 30
 
@@ -60,7 +63,44 @@ def _quantize(model: Sequential, task: Task, args: argparse.Namespace) -> tuple[
     return small, f"{small.kind}{how}"
 
 
-WAYS = (Way("quantised", _add_quantization, lambda args: args.quantize is not None, _quantize),)
+def _add_pruning(group: Any) -> None:
+    text = "zero the least weights (magnitude), or any: the baseline"
+    group.add_argument("--prune", choices=("magnitude", "l2", "random"), help=text)
+    group.add_argument("--amount", type=float, default=0.8, help="how much of it (default: 0.8)", metavar="FRACTION")
+    text = "of what the amount is (default: global, all layers together; with --units, each layer)"
+    group.add_argument("--scope", choices=("layer", "global"), help=text)
+    text = "whole neurons, by the norm of their weights, which are then cut out"
+    group.add_argument("--units", action="store_true", help=text)
+    text = "to train on for, pruning weights gradually in the first half (default: 0)"
+    group.add_argument("--epochs", type=int, default=0, help=text, metavar="N")
+
+
+def _prune(model: Sequential, task: Task, args: argparse.Namespace) -> tuple[Sequential, str]:
+    if args.epochs < 0:
+        raise ValueError(f"--epochs: expected a whole number from 0 up, got {args.epochs}")
+    x, y = task.train
+    steps = args.epochs * -(-len(x) // ROWS)
+    model, amount = copy.deepcopy(model), args.amount
+    model.freeze(0)
+    if steps and not args.units and 0 < amount <= 1:
+        amount = ways.cubic(amount, steps=max(1, steps // 2))
+    pruning = ways.prune(
+        model, amount, method=args.prune, scope=args.scope, structured=args.units, every=max(1, steps // 50)
+    )
+    if steps:
+        loss = losses.softmax_cross_entropy if task.encoding.labelled else losses.mse
+        optimizer = optim.Adam(model.param_groups(), lr=schedules.cosine(1e-3, steps=steps))
+        Trainer(model, loss, optimizer).fit(x, y, batch_size=ROWS, epochs=args.epochs, callbacks=[pruning])
+    pruning.remove()
+    kind = f"{args.amount:.4g} of the {'units' if args.units else 'weights'}, {args.prune}"
+    note = f"{kind}, {pruning.sparsity:.1%} zeros; trained on for {args.epochs} epochs"
+    return ways.shrink(model) if args.units else model, note
+
+
+WAYS = (
+    Way("pruned", _add_pruning, lambda args: args.prune is not None, _prune),
+    Way("quantised", _add_quantization, lambda args: args.quantize is not None, _quantize),
+)
 """In the order in which they are applied."""
 
 

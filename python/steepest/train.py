@@ -102,7 +102,7 @@ class Trainer:
         self.history = History()
         self.callbacks: list[Callback] = []
         self.stop_training = False
-        self._gradients = _gradients(model, optimizer)
+        self._gradients = like_params(model, optimizer, model.grads)
         self._class_weight: Array | None = None
         self._buffer = Buffers(model.dtype)
 
@@ -354,19 +354,19 @@ class _Accumulator:
         return scale
 
 
-def _gradients(model: Sequential, optimizer: Optimizer) -> Any:
-    """The model's gradients in the structure that the optimizer's parameters have."""
-    groups = [_counterpart(model, group["params"]) for group in optimizer.param_groups]
+def like_params(model: Sequential, optimizer: Optimizer, flat: Array) -> Any:
+    """Views of an array like `model.params`, in the structure that the optimizer's parameters have."""
+    groups = [views(model, group["params"], flat) for group in optimizer.param_groups]
     return groups if optimizer._core.grouped else groups[0]
 
 
-def _counterpart(model: Sequential, params: Any) -> Any:
-    """The views of `model.grads` that lie where these are in `model.params`."""
+def views(model: Sequential, params: Any, flat: Array) -> Any:
+    """The views of `flat`, an array like `model.params`, that lie where these parameters are in that."""
     if isinstance(params, Mapping):
-        return {name: _counterpart(model, value) for name, value in params.items()}
+        return {name: views(model, value, flat) for name, value in params.items()}
     if isinstance(params, (list, tuple)):
-        return [_counterpart(model, value) for value in params]
+        return [views(model, value, flat) for value in params]
     if not np.may_share_memory(params, model.params):
         raise ValueError("optimizer: its parameters are not this model's; make it of model.param_groups()")
     start = (params.ctypes.data - model.params.ctypes.data) // model.params.itemsize
-    return model.grads[start : start + params.size].reshape(params.shape)
+    return flat[start : start + params.size].reshape(params.shape)

@@ -1,9 +1,11 @@
 """Makes trained models smaller and quicker.
 
-`quantize` gives a model of int8 weights that predicts in integer arithmetic; `save` and `load` keep
-models of either kind. Imported only when asked for: `import steepest` does not bring it.
+`prune` sets weights or whole units to zero and keeps them there while training goes on, `shrink` cuts
+dead units out; `quantize` gives a model of int8 weights that predicts in integer arithmetic; `save` and
+`load` keep models of either kind. Imported only when asked for: `import steepest` does not bring it.
 """
 
+from steepest.compress.pruning import Pruning, cubic, prune, shrink
 from steepest.compress.quantization import quantize
 from steepest.compress.quantized import (
     QuantizedConv2D,
@@ -15,11 +17,15 @@ from steepest.compress.quantized import (
 )
 
 __all__ = [
+    "Pruning",
     "QuantizedConv2D",
     "QuantizedDense",
     "QuantizedMaxPool2D",
     "QuantizedModel",
+    "cubic",
     "load",
+    "prune",
     "quantize",
     "save",
+    "shrink",
 ]
