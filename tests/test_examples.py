@@ -31,6 +31,8 @@ def test_example_keeps_its_claim(name: str, tmp_path: Path) -> None:
         pytest.skip("needs Fashion-MNIST: apt-get install dataset-fashion-mnist")
     if name == "memory_map" and sys.platform != "linux":
         pytest.skip("limits the memory as Linux does")
+    if name == "tune_on_postgresql":
+        pytest.importorskip("psycopg")
     result = run(name, "--quick", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout and not result.stderr

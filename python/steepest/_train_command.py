@@ -28,7 +28,7 @@ SUFFIX = ".safetensors"
 INTERVAL = 1.0  # seconds between two savings: a file that is on disk for certain takes its time
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     """A training about to begin, or to go on after `history`."""
 
     settings: dict[str, Any]
@@ -133,20 +133,25 @@ def _check_room(settings: Mapping[str, Any], done: int, path: str) -> None:
         )
 
 
-def _new_run(args: argparse.Namespace) -> _Run:
+def _new_run(args: argparse.Namespace) -> Run:
     settings = _settings.for_new_run(args)
     path = settings["from"]
     start = open_model(path) if path else None
     task = load_task(settings, Encoding.of_document(start.extra["encoding"]) if start else None)
+    return run_of(settings, task, start)
+
+
+def run_of(settings: dict[str, Any], task: Task, start: Checkpoint | None = None) -> Run:
+    """A run from the beginning, or from a trained model."""
     steps = _settings.complete(settings, len(task.train[1]))
     model = _grafted(start, task, settings) if start else _new_model(task, settings)
     optimizer = _settings.make_optimizer(settings, model, steps)
     head = "a new last layer" if start and _new_head(start, task) else "all of its layers"
-    note = ("from", f"{path}, with {head}") if start else None
-    return _Run(settings, task, model, optimizer, *_settings.callbacks_with_state(settings), History(), note)
+    note = ("from", f"{settings['from']}, with {head}") if start else None
+    return Run(settings, task, model, optimizer, *_settings.callbacks_with_state(settings), History(), note)
 
 
-def _resumed_run(args: argparse.Namespace) -> _Run:
+def _resumed_run(args: argparse.Namespace) -> Run:
     kept = open_model(args.out).extra
     settings = _settings.for_resumed_run(args, kept["settings"])
     task = load_task(settings, Encoding.of_document(kept["encoding"]))
@@ -159,10 +164,10 @@ def _resumed_run(args: argparse.Namespace) -> _Run:
         saved.model.params[...] = kept["last"]
     _check_room(settings, saved.epoch, args.out)
     note = "resumed", f"{args.out}, after epoch {saved.epoch}"
-    return _Run(settings, task, saved.model, saved.optimizer, stopper, watchers, saved.history, note)
+    return Run(settings, task, saved.model, saved.optimizer, stopper, watchers, saved.history, note)
 
 
-def _describe_run(run: _Run) -> None:
+def _describe_run(run: Run) -> None:
     line("data", run.task.data)
     if run.settings["data"] not in (None, DIGITS):
         line("target", run.task.target)
@@ -173,26 +178,11 @@ def _describe_run(run: _Run) -> None:
         line(*run.note)
 
 
-def _fit(args: argparse.Namespace, run: _Run, proof: Proof) -> Trainer:
-    settings, encoding = run.settings, run.task.encoding
-    extra = {"settings": settings, "encoding": encoding.document(), "fingerprint": run.task.fingerprint}
-    loss, score = (
-        (sp.losses.softmax_cross_entropy, metrics.accuracy) if encoding.labelled else (sp.losses.mse, metrics.r2)
-    )
-    trainer = Trainer(run.model, loss, run.optimizer, [score])
+def _fit(args: argparse.Namespace, run: Run, proof: Proof) -> Trainer:
+    extra = {"settings": run.settings, "encoding": run.task.encoding.document(), "fingerprint": run.task.fingerprint}
     saver = _Saver(args.out, run.stopper, extra) if args.out else None
-    trainer.history = run.history
-    with np.errstate(over="ignore", invalid="ignore"):  # the trainer names a loss that is not finite
-        history = trainer.fit(
-            *run.task.train,
-            batch_size=settings["batch_size"],
-            epochs=settings["epochs"],
-            validation_data=run.task.validation,
-            class_weight=_class_weight(settings["class_weight"], encoding),
-            seed=settings["seed"],
-            callbacks=[proof, *run.watchers, *_loggers(args, run), *([saver] if saver else [])],
-            initial_epoch=run.epochs_done,
-        )
+    trainer = fit(run, [proof, *run.watchers, *_loggers(args, run), *([saver] if saver else [])])
+    history = trainer.history
     if history.interrupted:
         if saver and saver.epochs:
             line("saved", f"{args.out}, after epoch {saver.epochs}; --resume goes on from there")
@@ -201,6 +191,29 @@ def _fit(args: argparse.Namespace, run: _Run, proof: Proof) -> Trainer:
     if stopper and stopper.best_epoch is not None:
         ended = "stopped" if stopper.stopped_epoch is not None else "ended"
         line(ended, f"after epoch {len(history.epoch)}; the weights are those of epoch {stopper.best_epoch + 1}")
+    return trainer
+
+
+def fit(run: Run, callbacks: list[Callback], verbose: bool = True) -> Trainer:
+    """Trains; the trainer has what came of it."""
+    settings, encoding = run.settings, run.task.encoding
+    loss, score = (
+        (sp.losses.softmax_cross_entropy, metrics.accuracy) if encoding.labelled else (sp.losses.mse, metrics.r2)
+    )
+    trainer = Trainer(run.model, loss, run.optimizer, [score])
+    trainer.history = run.history
+    with np.errstate(over="ignore", invalid="ignore"):  # the trainer names a loss that is not finite
+        trainer.fit(
+            *run.task.train,
+            batch_size=settings["batch_size"],
+            epochs=settings["epochs"],
+            validation_data=run.task.validation,
+            class_weight=_class_weight(settings["class_weight"], encoding),
+            seed=settings["seed"],
+            callbacks=callbacks,
+            initial_epoch=run.epochs_done,
+            verbose=verbose,
+        )
     return trainer
 
 
@@ -294,7 +307,7 @@ class _Saver(ModelCheckpoint):
         self.epochs, self._saved = epoch + 1, time.monotonic()
 
 
-def _loggers(args: argparse.Namespace, run: _Run) -> list[Callback]:
+def _loggers(args: argparse.Namespace, run: Run) -> list[Callback]:
     if not args.log:
         return []
     if run.epochs_done and Path(args.log).exists():
@@ -326,7 +339,7 @@ def _class_weight(asked: Any, encoding: Encoding) -> Any:
     return {labels.index(label): weight for label, weight in asked.items()}
 
 
-def _report(trainer: Trainer, run: _Run) -> None:
+def _report(trainer: Trainer, run: Run) -> None:
     x, y = run.task.test
     outputs, encoding = trainer.predict(x), run.task.encoding
     if encoding.labelled:

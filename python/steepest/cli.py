@@ -1,4 +1,4 @@
-"""The command line: `steepest train | evaluate | predict | compress | verify | bench | info`.
+"""The command line: `steepest train | tune | evaluate | predict | compress | verify | bench | info`.
 
 Exit codes: 0 done; 1 a proof failed; 2 an error, said in one line on stderr; 130 Ctrl-C; 141 the
 reader of the output went away.
@@ -23,6 +23,7 @@ from steepest._model_commands import evaluate, predict
 from steepest._proof import ProofError
 from steepest._settings import ACTIVATIONS, OPTIMIZERS, SCHEDULES
 from steepest._train_command import line, train
+from steepest._tune_command import tune
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     _add_train_options(command("train", train, "train a model and prove its steps exact"))
+    _add_tune_options(command("tune", tune, "search for settings that train better"))
     sub = command("evaluate", evaluate, "test a trained model on data")
     _add_model_and_data(sub)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
@@ -97,30 +99,62 @@ def _add_header(parser: Any) -> None:
     parser.add_argument("--header", action=argparse.BooleanOptionalAction, help=header)
 
 
+def _adder(parser: argparse.ArgumentParser, title: str) -> Callable[..., None]:
+    """A function that adds options to a new group: their name, help, and the rest."""
+    group = parser.add_argument_group(title)
+    return lambda name, text, **options: (group.add_argument(name, help=text, **options), None)[1]
+
+
 def _add_train_options(parser: argparse.ArgumentParser) -> None:
-    group: Any = parser.add_argument_group("data")
+    _add_settings(parser)
+    add = _adder(parser, "beginnings")
+    add("--from", "start from this trained model; a new last layer if the classes differ", metavar="MODEL")
+    add("--freeze", "of that model, the first N dense layers stay as they are", type=_count, metavar="N")
 
-    def add(name: str, text: str, **options: Any) -> None:
-        group.add_argument(name, help=text, **options)
+    add = _adder(parser, "files")
+    add("--out", "keep the model here, saved as training goes on", metavar="NAME.safetensors")
+    resume = "go on with the run that --out is of, with its settings; only --epochs may be another"
+    add("--resume", resume, action="store_true")
+    add("--log", "write the figures of every epoch", metavar="FILE.csv")
+    add("--plot", "draw the losses", metavar="FILE.png")
 
+
+def _add_tune_options(parser: argparse.ArgumentParser) -> None:
+    add = _adder(parser, "search")
+    ways = "tree-structured Parzen estimators, random, or the combinations of a grid (default: bayes)"
+    add("--search", ways, choices=("bayes", "random", "grid"), default="bayes")
+    add("--trials", "in all, those that the study has already included (default: 50)", type=_count, default=50)
+    add(
+        "--storage",
+        "keep the study here, to go on with or to share: sqlite:///study.db, postgresql://...",
+        metavar="URL",
+    )
+    add("--study", "its name there (default: steepest)", default="steepest", metavar="NAME")
+    silence = "a trial is run again when its process has given no sign of life for three times as long (default: 20)"
+    add("--heartbeat", silence, type=_count, default=20, metavar="SECONDS")
+    add("--out", "train with the best settings once more, and keep the model here", metavar="NAME.safetensors")
+    add("--plot", "draw the history of the search, and what mattered", metavar="FILE.png")
+    _add_settings(parser)
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    add = _adder(parser, "data")
     sources = ".csv file, .npz file with X, y or x_train, y_train, ..., or folder of MNIST-format IDX files"
     add("source", f"{sources} (default: the embedded digits)", nargs="?", metavar="DATA")
     add("--data", "the same", metavar="DATA")
     add("--target", "a CSV file's column to predict (default: the last)", metavar="COLUMN")
     add("--ignore", "a CSV file's columns to leave out", type=_names, metavar="COLUMN[,...]")
-    _add_header(group)
+    _add_header(parser)
     tasks = "(default: classification for strings and a few whole numbers, else regression)"
     add("--task", f"what to predict: a class or a number {tasks}", choices=("classification", "regression"))
     add("--validation-split", "of the samples (default: 0.1)", type=_fraction, metavar="FRACTION")
 
-    group = parser.add_argument_group("model")
+    add = _adder(parser, "model")
     add("--hidden", "widths of the hidden layers, or none (default: 256,128)", type=_widths, metavar="N[,N...]")
     add("--activation", "behind every hidden layer (default: relu)", choices=ACTIVATIONS)
     add("--dropout", "rate behind every hidden layer (default: 0)", type=_fraction, metavar="RATE")
-    add("--from", "start from this trained model; a new last layer if the classes differ", metavar="MODEL")
-    add("--freeze", "of that model, the first N dense layers stay as they are", type=_count, metavar="N")
 
-    group = parser.add_argument_group("training")
+    add = _adder(parser, "training")
     own = "(default: what suits the optimizer)"
     add("--optimizer", "default: adamw", choices=OPTIMIZERS)
     add("--lr", f"peak learning rate {own}", type=_positive, metavar="RATE")
@@ -138,13 +172,6 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     add("--class-weight", weights, type=_class_weights, metavar="LABEL=FACTOR[,...]")
     seed = "of the split, the initial weights and the order of samples (default: 0)"
     add("--seed", seed, type=_seed, metavar="N")
-
-    group = parser.add_argument_group("files")
-    add("--out", "keep the model here, saved as training goes on", metavar="NAME.safetensors")
-    resume = "go on with the run that --out is of, with its settings; only --epochs may be another"
-    add("--resume", resume, action="store_true")
-    add("--log", "write the figures of every epoch", metavar="FILE.csv")
-    add("--plot", "draw the losses", metavar="FILE.png")
 
 
 def _number(text: str, least: float, expected: str) -> float:
