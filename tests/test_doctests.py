@@ -18,7 +18,7 @@ from steepest import losses, reference, schedules
 
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MODULES = sorted(m.name for m in pkgutil.walk_packages(steepest.__path__, "steepest."))
-NEEDS = {"steepest.torch": "torch", "steepest.sklearn": "sklearn", "steepest.onnx": "onnx"}
+NEEDS = {"steepest.torch": "torch", "steepest.sklearn": "sklearn", "steepest.onnx": "onnx", "steepest.tune": "optuna"}
 
 
 @pytest.mark.parametrize("name", ["steepest", *MODULES])
