@@ -14,7 +14,8 @@ namespace steepest {
 namespace {
 
 // Measured: one element costs as much as so many bytes of an optimizer's traffic; a row of softmax has its own cost.
-constexpr std::ptrdiff_t kErrorBytes = 32, kBinaryBytes = 192, kSoftmaxBytes = 64, kSoftmaxRowBytes = 3 << 10;
+constexpr std::ptrdiff_t kErrorBytes = 24, kBinaryBytes = 96, kSoftmaxBytes = 48, kSoftmaxRowBytes = 1 << 10,
+                         kDistillationBytes = 160;
 
 // The arrays of one call, pinned while it runs without the GIL.
 template <class F>
@@ -189,33 +190,52 @@ std::ptrdiff_t rows_per_block(std::ptrdiff_t classes) {
   return classes < kFewClasses ? rows / kTile * kTile : rows;
 }
 
+// The sum of the weights of the rows that count, one after the other.
+template <class T>
+double total_weight(const std::vector<std::int64_t>& labels, const T* weight, std::ptrdiff_t rows) {
+  double total = 0;
+  for (std::ptrdiff_t i = 0; i < rows; ++i) {
+    const bool counts = labels.empty() || labels[static_cast<std::size_t>(i)] >= 0;
+    total += counts ? (weight != nullptr ? static_cast<double>(weight[i]) : 1) : 0;
+  }
+  return total;
+}
+
+// kernel(first row, rows) over the blocks of rows
+template <class BlockOfRows>
+double sum_rows(std::ptrdiff_t rows, std::ptrdiff_t classes, std::ptrdiff_t element_bytes, const BlockOfRows& kernel) {
+  const std::ptrdiff_t per_block = rows_per_block(classes);
+  const std::ptrdiff_t bytes = per_block * (classes * element_bytes + kSoftmaxRowBytes);
+  return sum_blocks((rows + per_block - 1) / per_block, bytes, [&](std::ptrdiff_t b) noexcept {
+    return kernel(b * per_block, std::min(per_block, rows - b * per_block));
+  });
+}
+
 template <class T>
 double softmax_cross_entropy(const View& x, const std::vector<std::int64_t>& labels, const std::optional<View>& q,
                              const Weights& w, const View& g, std::ptrdiff_t classes, double smoothing, bool divergence,
                              bool mean) {
   const std::ptrdiff_t rows = x.size / classes;
   const T* const weight = w.data<T>();
-  double total = 0;
-  for (std::ptrdiff_t i = 0; i < rows; ++i) {
-    const bool counts = q || labels[static_cast<std::size_t>(i)] >= 0;
-    total += counts ? (weight != nullptr ? static_cast<double>(weight[i]) : 1) : 0;
-  }
-  const double scale = scale_for(mean, total);
-  const std::ptrdiff_t per_block = rows_per_block(classes);
-  const std::ptrdiff_t bytes = per_block * (classes * kSoftmaxBytes + kSoftmaxRowBytes);
-  const double sum = sum_blocks((rows + per_block - 1) / per_block, bytes, [&](std::ptrdiff_t b) noexcept {
-    const std::ptrdiff_t row = b * per_block, begin = row * classes;
-    return losses<T>().softmax_cross_entropy(
-        {x.as<const T>() + begin, g.as<T>() + begin, std::min(per_block, rows - row), classes,
-         q ? nullptr : labels.data() + row, q ? q->as<const T>() + begin : nullptr,
-         weight != nullptr ? weight + row : nullptr, scale, smoothing, divergence});
+  const double scale = scale_for(mean, total_weight(labels, weight, rows));
+  const double sum = sum_rows(rows, classes, kSoftmaxBytes, [&](std::ptrdiff_t row, std::ptrdiff_t count) noexcept {
+    const std::ptrdiff_t begin = row * classes;
+    return losses<T>().softmax_cross_entropy({x.as<const T>() + begin, g.as<T>() + begin, count, classes,
+                                              q ? nullptr : labels.data() + row, q ? q->as<const T>() + begin : nullptr,
+                                              weight != nullptr ? weight + row : nullptr, scale, smoothing,
+                                              divergence});
   });
   return mean ? sum * scale : sum;
 }
 
-py::tuple call_softmax_cross_entropy(const py::object& logits, const py::object& labels, double label_smoothing,
-                                     const std::optional<std::int64_t>& ignore_index, bool divergence, bool mean,
-                                     const py::object& sample_weight, const py::object& out) {
+// Logits of shape (..., classes)
+struct Logits {
+  View view;
+  std::vector<py::ssize_t> rows_shape;
+  std::ptrdiff_t classes;
+};
+
+Logits logits_from(const py::object& logits) {
   const View x = view(logits, "logits", Use::read);
   check_c_order(x, "logits");
   auto rows_shape = shape_of(x.array);
@@ -224,30 +244,52 @@ py::tuple call_softmax_cross_entropy(const py::object& logits, const py::object&
   }
   const std::ptrdiff_t classes = rows_shape.back();
   rows_shape.pop_back();
+  return {x, std::move(rows_shape), classes};
+}
 
-  if (!py::isinstance<py::array>(labels)) {
-    throw py::type_error("labels: expected a numpy.ndarray of integers or of probabilities, got " + type_name(labels) +
-                         "; numpy.asarray(x) makes one");
-  }
-  const auto array = py::reinterpret_borrow<py::array>(labels);
+py::array array_of_labels(const py::object& labels, const char* what) {
+  if (py::isinstance<py::array>(labels)) return py::reinterpret_borrow<py::array>(labels);
+  throw py::type_error(std::string("labels: expected a numpy.ndarray of integers") + what + ", got " +
+                       type_name(labels) + "; numpy.asarray(x) makes one");
+}
+
+// An array that stands beside the logits, of their dtype and shape
+View beside(const py::object& array, const std::string& name, const View& x) {
+  const View y = view(array, name, Use::read);
+  check_dtype(y, name, x.is_double);
+  check_shape(y, name, shape_of(x.array));
+  check_c_order(y, name);
+  return y;
+}
+
+Weights row_weights(const Logits& x, const py::object& sample_weight) {
+  const Weights w = weights_for(x.view, sample_weight, x.view.array.ndim() - 1);
+  if (w.view && shape_of(w.view->array) != x.rows_shape) check_shape(*w.view, "sample_weight", x.rows_shape);
+  return w;
+}
+
+py::tuple call_softmax_cross_entropy(const py::object& logits, const py::object& labels, double label_smoothing,
+                                     const std::optional<std::int64_t>& ignore_index, bool divergence, bool mean,
+                                     const py::object& sample_weight, const py::object& out) {
+  const Logits shaped = logits_from(logits);
+  const View& x = shaped.view;
+  const std::ptrdiff_t classes = shaped.classes;
+  const py::array array = array_of_labels(labels, " or of probabilities");
   const char kind = array.dtype().kind();
   std::vector<std::int64_t> checked;
   std::optional<View> q;
   if (kind == 'i' || kind == 'u') {
-    checked = checked_labels(array, rows_shape, classes, ignore_index);
+    checked = checked_labels(array, shaped.rows_shape, classes, ignore_index);
   } else if (kind == 'f' && array.ndim() == x.array.ndim()) {
-    q = view(labels, "labels", Use::read);
-    check_dtype(*q, "labels", x.is_double);
-    check_shape(*q, "labels", shape_of(x.array));
-    check_c_order(*q, "labels");
+    q = beside(labels, "labels", x);
     if (ignore_index) throw py::value_error("ignore_index: expected None with probabilities, got a number");
   } else {
-    throw py::type_error("labels: expected integers of shape " + describe(rows_shape) + " or probabilities of shape " +
-                         describe(shape_of(x.array)) + ", got dtype " + text(array.dtype()) + " of shape " +
-                         describe(shape_of(array)) + "; convert class numbers with .astype(numpy.int64)");
+    throw py::type_error("labels: expected integers of shape " + describe(shaped.rows_shape) +
+                         " or probabilities of shape " + describe(shape_of(x.array)) + ", got dtype " +
+                         text(array.dtype()) + " of shape " + describe(shape_of(array)) +
+                         "; convert class numbers with .astype(numpy.int64)");
   }
-  const Weights w = weights_for(x, sample_weight, x.array.ndim() - 1);
-  if (w.view && shape_of(w.view->array) != rows_shape) check_shape(*w.view, "sample_weight", rows_shape);
+  const Weights w = row_weights(shaped, sample_weight);
   const View g = gradient_for(x, out);
   if (g.data != x.data) check_apart(g, "out", x, "logits");
   if (q) check_apart(g, "out", *q, "labels");
@@ -256,6 +298,47 @@ py::tuple call_softmax_cross_entropy(const py::object& logits, const py::object&
   const double loss = without_gil(bytes, {&x.array, &array, &g.array, w.view ? &w.view->array : &array}, [&] {
     return x.is_double ? softmax_cross_entropy<double>(x, checked, q, w, g, classes, label_smoothing, divergence, mean)
                        : softmax_cross_entropy<float>(x, checked, q, w, g, classes, label_smoothing, divergence, mean);
+  });
+  return py::make_tuple(loss, g.array);
+}
+
+template <class T>
+double distillation(const View& x, const View& t, const std::vector<std::int64_t>& labels, const Weights& w,
+                    const View& g, std::ptrdiff_t classes, double alpha, double temperature, bool mean) {
+  const std::ptrdiff_t rows = x.size / classes;
+  const T* const weight = w.data<T>();
+  const double scale = scale_for(mean, total_weight(labels, weight, rows));
+  const double sum =
+      sum_rows(rows, classes, kDistillationBytes, [&](std::ptrdiff_t row, std::ptrdiff_t count) noexcept {
+        const std::ptrdiff_t begin = row * classes;
+        return losses<T>().distillation({x.as<const T>() + begin, t.as<const T>() + begin, g.as<T>() + begin, count,
+                                         classes, labels.data() + row, weight != nullptr ? weight + row : nullptr,
+                                         scale, alpha, temperature});
+      });
+  return mean ? sum * scale : sum;
+}
+
+py::tuple call_distillation(const py::object& logits, const py::object& teacher_logits, const py::object& labels,
+                            double alpha, double temperature, bool mean, const py::object& sample_weight,
+                            const py::object& out) {
+  const Logits shaped = logits_from(logits);
+  const View& x = shaped.view;
+  const View t = beside(teacher_logits, "teacher_logits", x);
+  const py::array array = array_of_labels(labels, "");
+  if (array.dtype().kind() != 'i' && array.dtype().kind() != 'u') {
+    throw py::type_error("labels: expected integers, got dtype " + text(array.dtype()) +
+                         "; convert class numbers with .astype(numpy.int64)");
+  }
+  const std::vector<std::int64_t> checked = checked_labels(array, shaped.rows_shape, shaped.classes, std::nullopt);
+  const Weights w = row_weights(shaped, sample_weight);
+  const View g = gradient_for(x, out);
+  check_apart(g, "out", x, "logits");
+  check_apart(g, "out", t, "teacher_logits");
+  if (w.view) check_apart(g, "out", *w.view, "sample_weight");
+  const std::ptrdiff_t bytes = x.size * kDistillationBytes + x.size / shaped.classes * kSoftmaxRowBytes;
+  const double loss = without_gil(bytes, {&x.array, &t.array, &g.array, w.view ? &w.view->array : &array}, [&] {
+    return x.is_double ? distillation<double>(x, t, checked, w, g, shaped.classes, alpha, temperature, mean)
+                       : distillation<float>(x, t, checked, w, g, shaped.classes, alpha, temperature, mean);
   });
   return py::make_tuple(loss, g.array);
 }
@@ -321,6 +404,8 @@ void register_losses(py::module_& m) {
   m.def("softmax_cross_entropy", call_softmax_cross_entropy, py::arg("logits"), py::arg("labels"),
         py::arg("label_smoothing"), py::arg("ignore_index"), py::arg("divergence"), py::arg("mean"),
         py::arg("sample_weight"), py::arg("out"));
+  m.def("distillation", call_distillation, py::arg("logits"), py::arg("teacher_logits"), py::arg("labels"),
+        py::arg("alpha"), py::arg("temperature"), py::arg("mean"), py::arg("sample_weight"), py::arg("out"));
   m.def("global_norm", call_global_norm, py::arg("arrays"),
         "The 2-norm of all elements of float32 and float64 arrays together, as a float.\n\n"
         "The same bits with any ISA and any number of threads; neither overflows nor underflows unless the norm "

@@ -89,6 +89,19 @@ struct SoftmaxRows {
   bool divergence;  // add sum t log(t), which makes it the Kullback-Leibler divergence
 };
 
+// One block of rows of the distillation loss. All arrays are (rows, classes), `gradient` is one of its own.
+template <class T>
+struct DistillationRows {
+  const T* logits;
+  const T* teacher;
+  T* gradient;
+  std::ptrdiff_t rows, classes;
+  const std::int64_t* labels;
+  const T* weight;  // (rows) or null
+  double scale;     // of the gradient: 1 or 1 / (the sum of the weights)
+  double alpha, temperature;
+};
+
 template <class T>
 struct RuleKernels {
   template <class Step>
@@ -115,6 +128,7 @@ struct LossKernels {
   Elementwise huber;
   Elementwise binary_cross_entropy;
   Sum (*softmax_cross_entropy)(const SoftmaxRows<T>&) noexcept;
+  Sum (*distillation)(const DistillationRows<T>&) noexcept;
   Sum (*sum)(const T* x, std::ptrdiff_t n) noexcept;
   Sum (*sum_of_squares)(const T* x, double scale, std::ptrdiff_t n) noexcept;  // of scale * x
   void (*exp)(const T* x, T* y, std::ptrdiff_t n) noexcept;

@@ -6,9 +6,9 @@
 namespace steepest {
 namespace {
 
-// Terms are added in double and in a fixed order, whatever the width of the ISA: in eight lanes, element i going to
-// lane i mod 8, and lane l then to lane l + 4, + 2, + 1; fewer than 32 of them one after the other.
-constexpr int kLanes = 8;
+// Terms are added in double and in a fixed order, whatever the width of the ISA: in 16 lanes, element i going to
+// lane i mod 16, and lane l then to lane l + 8, + 4, + 2, + 1; fewer than 32 of them one after the other.
+constexpr int kLanes = 16;
 constexpr std::ptrdiff_t kShort = 32;
 
 template <class V>
@@ -17,12 +17,16 @@ inline V value(V hi, V lo) {
   return x - x == 0.0 ? x : hi;  // an infinite hi leaves not-a-number in lo
 }
 
-// Where a term reads its arrays: at one element, or at as many as there are doubles in a register.
+// Where a term reads and writes its arrays: at one element, or at as many as there are doubles in a register.
 struct At {
   std::ptrdiff_t i;
   template <class T>
   double operator()(const T* x) const {
     return static_cast<double>(x[i]);
+  }
+  template <class T>
+  void set(T* x, double y) const {
+    x[i] = static_cast<T>(y);
   }
 };
 struct AtRegister {
@@ -30,6 +34,10 @@ struct AtRegister {
   template <class T>
   Vector<double> operator()(const T* x) const {
     return load_double(x + i);
+  }
+  template <class T>
+  void set(T* x, Vector<double> y) const {
+    store_as(x + i, y);
   }
 };
 
@@ -55,6 +63,7 @@ inline Sum sum_terms(std::ptrdiff_t n, Term term) {
   Vector<double> his[kLanes / width] = {}, los[kLanes / width] = {};
   std::ptrdiff_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
+#pragma GCC unroll 16
     for (int r = 0; r < kLanes / width; ++r) add_as<T>(his[r], los[r], term(AtRegister{i + r * width}));
   }
   __builtin_memcpy(hi, his, sizeof hi);
@@ -69,15 +78,58 @@ inline Sum sum_terms(std::ptrdiff_t n, Term term) {
   return {hi[0], lo[0]};
 }
 
+template <class T, class Term>
+inline double sum_of(std::ptrdiff_t n, Term term) {
+  const Sum s = sum_terms<T>(n, term);
+  return value(s.hi, s.lo);
+}
+
 // The lanes of a row's sum in the element type; of a block of kSumBlock elements each gets 64.
 constexpr int kRowLanes = 32;
+template <class T>
+constexpr int kRowRegisters = kRowLanes / kLanesOf<T>;
+template <class T>
+using Lanes = Vector<T>[kRowRegisters<T>];
+
+// n <= kRowLanes elements; the other lanes get `rest`.
+template <class T>
+inline void load_lanes(const T* x, std::ptrdiff_t n, T rest, Lanes<T>& y) {
+  T padded[kRowLanes];
+  if (n < kRowLanes) {
+    for (int l = 0; l < kRowLanes; ++l) padded[l] = l < n ? x[l] : rest;
+    x = padded;
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kRowRegisters<T>; ++r) y[r] = load_register(x + r * kLanesOf<T>);
+}
 
 template <class T>
-inline double fold(const Vector<T> (&registers)[kRowLanes / kLanesOf<T>]) {
+inline void store_lanes(T* x, std::ptrdiff_t n, const Lanes<T>& y) {
+  if (n == kRowLanes) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kRowRegisters<T>; ++r) store_register(x + r * kLanesOf<T>, y[r]);
+  } else {
+    T padded[kRowLanes];
+    __builtin_memcpy(padded, y, sizeof padded);
+    for (int l = 0; l < n; ++l) x[l] = padded[l];
+  }
+}
+
+// e^x for x <= 0
+template <class T>
+inline void exponentials(Lanes<T>& x) {
+  constexpr int in_step = kRowRegisters<T> < 4 ? kRowRegisters<T> : sizeof(T) == 4 ? 4 : 2;
+#pragma GCC unroll 16
+  for (int r = 0; r < kRowRegisters<T>; r += in_step) exponentials_of_negatives<in_step>(x + r);
+}
+
+template <class T>
+inline double fold(const Lanes<T>& registers) {
   T lanes[kRowLanes];
   __builtin_memcpy(lanes, registers, sizeof lanes);
   constexpr int width = kLanesOf<double>;
   Vector<double> s[kRowLanes / width];
+#pragma GCC unroll 16
   for (int r = 0; r < kRowLanes / width; ++r) s[r] = load_double(lanes + r * width);
   for (int half = kRowLanes / width / 2; half > 0; half /= 2) {
     for (int r = 0; r < half; ++r) s[r] += s[r + half];
@@ -88,6 +140,21 @@ inline double fold(const Vector<T> (&registers)[kRowLanes / kLanesOf<T>]) {
     for (int l = 0; l < half; ++l) d[l] += d[l + half];
   }
   return d[0];
+}
+
+// The sum of what step(first, number, sums) adds to the lanes for every kRowLanes elements.
+template <class T, class Step>
+inline double sum_in_lanes(std::ptrdiff_t n, Step step) {
+  double hi = 0, lo = 0;
+  for (std::ptrdiff_t i = 0; i < n;) {
+    const std::ptrdiff_t end = n - i < kSumBlock ? n : i + kSumBlock;
+    Lanes<T> sums = {};
+    for (; i + kRowLanes <= end; i += kRowLanes) step(i, std::ptrdiff_t{kRowLanes}, sums);
+    if (i < end) step(i, end - i, sums);
+    i = end;
+    add(hi, lo, fold<T>(sums));
+  }
+  return value(hi, lo);
 }
 
 }  // namespace

@@ -134,6 +134,13 @@ inline Vector<double> load_double(const float* p) {
   return __builtin_convertvector(v, Vector<double>);
 }
 
+// Rounded to the element type
+inline void store_as(double* p, Vector<double> v) { store_register(p, v); }
+inline void store_as(float* p, Vector<double> v) {
+  const auto half = __builtin_convertvector(v, VectorOf<float, kWidth / 2>::type);
+  __builtin_memcpy(p, &half, sizeof half);
+}
+
 template <class V>
 inline Bits<V> bits(V x) {
   return __builtin_bit_cast(Bits<V>, x);
@@ -211,21 +218,46 @@ inline T exponential(T x) {
   return y * from_bits<T>((n1 + F::bias) << F::mantissa) * from_bits<T>((n2 + F::bias) << F::mantissa);
 }
 
-// exponential(x), to the bit, for x <= 0 and not a number: 2^k needs no second half where it cannot overflow. `magic`
-// carries the exponent of 2^(k + up) with it (even, so that ties round alike), and the shift drops the rest of it.
-template <class V>
-inline V exponential_of_negative(V x) {
-  using F = Float<Element<V>>;
+template <std::size_t i = 0, int R, std::size_t n, class T, class V>
+inline void polynomials(const T (&c)[n], const V* x, V* y) {
+  if constexpr (i + 1 < n) {
+    polynomials<i + 1, R>(c, x, y);
+#pragma GCC unroll 16
+    for (int k = 0; k < R; ++k) y[k] = c[i] + x[k] * y[k];
+  } else {
+#pragma GCC unroll 16
+    for (int k = 0; k < R; ++k) y[k] = all<V>(c[i]);
+  }
+}
+
+// x[k] = exponential(x[k]), to the bit, for x <= 0 and not a number: 2^k needs no second half where it cannot overflow.
+// `magic` carries the exponent of 2^(k + up) with it (even, so that ties round alike), and the shift drops the rest.
+// R registers in step: one after the other, each waits for its own results.
+template <int R, class V>
+inline void exponentials_of_negatives(V* x) {
   using T = Element<V>;
+  using F = Float<T>;
   constexpr T down = F::mantissa == 23 ? T(0x1p-33) : T(0x1p-65);
   constexpr T magic = F::magic + T(F::bias + (F::mantissa == 23 ? 33 : 65));
   const V lowest = all<V>(F::exp_lowest);
-  x = lowest > x ? lowest : x;
-  const V shifted = x * F::log2_e + magic;
-  const V k = shifted - magic;
-  const V r = (x - k * F::ln2_hi) - k * F::ln2_lo;
-  const V y = T(1) + (r + r * r * polynomial(F::exp_poly, r));
-  return y * from_bits<V>(bits(shifted) << F::mantissa) * down;
+  V shifted[R], r[R], y[R];
+#pragma GCC unroll 16
+  for (int k = 0; k < R; ++k) x[k] = lowest > x[k] ? lowest : x[k];
+#pragma GCC unroll 16
+  for (int k = 0; k < R; ++k) shifted[k] = x[k] * F::log2_e + magic;
+#pragma GCC unroll 16
+  for (int k = 0; k < R; ++k) r[k] = (x[k] - (shifted[k] - magic) * F::ln2_hi) - (shifted[k] - magic) * F::ln2_lo;
+  polynomials<0, R>(F::exp_poly, r, y);
+#pragma GCC unroll 16
+  for (int k = 0; k < R; ++k) y[k] = T(1) + (r[k] + r[k] * r[k] * y[k]);
+#pragma GCC unroll 16
+  for (int k = 0; k < R; ++k) x[k] = y[k] * from_bits<V>(bits(shifted[k]) << F::mantissa) * down;
+}
+
+template <class V>
+inline V exponential_of_negative(V x) {
+  exponentials_of_negatives<1>(&x);
+  return x;
 }
 
 // Within 1 ULP.

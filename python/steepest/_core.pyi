@@ -98,6 +98,16 @@ def softmax_cross_entropy(
     sample_weight: NDArray[Any] | None,
     out: NDArray[Any] | None,
 ) -> tuple[float, NDArray[Any]]: ...
+def distillation(
+    logits: NDArray[Any],
+    teacher_logits: NDArray[Any],
+    labels: NDArray[Any],
+    alpha: float,
+    temperature: float,
+    mean: bool,
+    sample_weight: NDArray[Any] | None,
+    out: NDArray[Any] | None,
+) -> tuple[float, NDArray[Any]]: ...
 def global_norm(arrays: Iterable[NDArray[Any]]) -> float:
     """The 2-norm of all elements of float32 and float64 arrays together, as a float.
 

@@ -176,3 +176,45 @@ def kl_divergence(
     if getattr(target, "dtype", None) is not None and target.dtype.kind in "iu":
         raise TypeError(f"target: expected probabilities, got dtype {target.dtype}")
     return _core.softmax_cross_entropy(logits, target, 0.0, None, True, _is_mean(reduction), sample_weight, out)
+
+
+def distillation(
+    logits: NDArray[Any],
+    teacher_logits: NDArray[Any],
+    labels: NDArray[Any],
+    *,
+    alpha: float = 0.5,
+    temperature: float = 2.0,
+    reduction: str = "mean",
+    sample_weight: NDArray[Any] | None = None,
+    out: NDArray[Any] | None = None,
+) -> tuple[float, NDArray[Any]]:
+    """Knowledge distillation: the mean (or sum) over rows of alpha T^2 KL(q || p_T) + (1 - alpha) cross-entropy.
+
+    q = softmax(teacher_logits / T), p_T = softmax(logits / T), T = `temperature`; the cross-entropy of the
+    integer `labels`, of shape (...), is that of softmax(logits). `logits` and `teacher_logits` have one
+    shape (..., classes) and dtype, `sample_weight` has shape (...). The gradient is that with respect to
+    `logits`; other than elsewhere here, `out` may not be the logits. A teacher's class at -inf has q = 0; a
+    student's has an infinite loss where q > 0.
+
+    ValueError unless 0 <= alpha <= 1 and temperature is finite and > 0. The formula is that of Hinton,
+    Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015), whose factor T^2 keeps the
+    gradients' sizes comparable.
+
+        >>> import numpy as np
+        >>> from steepest import losses
+        >>> teacher = np.array([[2.0, 1.0, -1.0]])
+        >>> loss, gradient = losses.distillation(teacher.copy(), teacher, np.array([0]), alpha=1.0)
+        >>> loss, bool((abs(gradient) < 1e-15).all())
+        (0.0, True)
+    """
+    for name, value in (("alpha", alpha), ("temperature", temperature)):
+        if not isinstance(value, Real):
+            raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha: expected a number in [0, 1], got {alpha!r}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature: expected a finite number > 0, got {temperature!r}")
+    return _core.distillation(
+        logits, teacher_logits, labels, alpha, temperature, _is_mean(reduction), sample_weight, out
+    )

@@ -28,6 +28,7 @@ def _rule_cases(rule: str, dtype: Any, quick: bool) -> Iterator[Case]:
 KERNELS: dict[str, Cases] = {rule: partial(_rule_cases, rule) for rule in reference.RULES}
 KERNELS |= {name: partial(losses.elementwise_cases, name) for name in losses.ELEMENTWISE}
 KERNELS |= {name: partial(losses.softmax_cases, name) for name in losses.SOFTMAX}
+KERNELS |= {"distillation": losses.distillation_cases}
 KERNELS |= {"global_norm": functions.norm_cases}
 KERNELS |= {name: partial(functions.function_cases, name) for name in ("exp", "log", "log1p")}
 KERNELS |= layers.CASES | products.CASES | quantized.CASES

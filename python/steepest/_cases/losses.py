@@ -178,3 +178,43 @@ def softmax_cases(name: str, dtype: Any, quick: bool) -> Iterator[Case]:
             for y, needed in targets if not more and len(x) == 33 else targets[:4]:
                 options = {**needed, **more, "reduction": reduction}
                 yield from _cases(name, x, y, options, [next(turns)], units)
+
+
+DISTILLATION: list[Options] = [
+    {},
+    {"alpha": 0.9, "temperature": 4.0},
+    {"alpha": 0.0},
+    {"alpha": 1.0, "temperature": 0.5},
+]
+
+
+def _distillation_by_kernel(x: Array, t: Array, y: Array, options: Options, start: int, out: bool) -> Results:
+    given = {**options, "out": placed(x, 1 - start)} if out else options
+    loss, gradient = losses.distillation(placed(x, start), placed(t, 1 - start), y, **given)
+    return {"loss": np.array([loss]), "gradient": gradient}
+
+
+def _distillation_by_reference(x: Array, t: Array, y: Array, options: Options) -> Expected:
+    loss, gradient, terms = reference.distillation(x, t, y, **options)
+    weights = options.get("sample_weight", np.ones(terms.size))
+    total = _total(terms, math.fsum(weights.ravel().astype(float)), options["reduction"])
+    return Expected({"loss": np.array([loss]), "gradient": gradient}, total)
+
+
+def distillation_cases(dtype: Any, quick: bool) -> Iterator[Case]:
+    rng = np.random.default_rng(5)
+    shapes = QUICK_SHAPES if quick else SHAPES
+    for i, x in enumerate((*(_logits(rng, shape, dtype) for shape in shapes), _special_logits(dtype))):
+        *rows, classes = x.shape
+        t = np.roll(_logits(rng, x.shape, dtype), 2, axis=0)
+        y = rng.integers(0, classes, rows)
+        for k, (options, reduction) in enumerate(itertools.product(DISTILLATION, REDUCTIONS)):
+            if quick and k % 4 != i % 4:
+                continue
+            given: Options = {**options, "reduction": reduction}
+            if k % 3 == 0:
+                given["sample_weight"] = _weights(rng, rows, dtype)
+            run = partial(_distillation_by_kernel, x, t, y, given, k % 2, k % 2 == 0)
+            expected = cache(partial(_distillation_by_reference, x, t, y, given))
+            shown = describe({"logits": x, **given})
+            yield Case(shown, given, expected, run, int(x.size >= IN_BLOCKS or not quick))

@@ -43,6 +43,7 @@ from steepest.reference.layers import (
 )
 from steepest.reference.losses import (
     binary_cross_entropy,
+    distillation,
     huber,
     kl_divergence,
     mae,
@@ -86,6 +87,7 @@ __all__ = [
     "byte_code",
     "clip_factor",
     "col2im",
+    "distillation",
     "dropout",
     "exp",
     "flush",

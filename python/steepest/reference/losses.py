@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from steepest.reference.functions import Array, exp, log, log1p, sgn
-from steepest.reference.sums import FEW_CLASSES, MAX_ROWS, SUM_BLOCK, TILE, combine, lane_sums, row_sums, total, value
+from steepest.reference.sums import FEW_CLASSES, ROW_LANES, row_sums, sums_less_one, total, total_of_rows, value
 
 DOWN, UP = 2.0**-64, 2.0**64  # of distances: that of two float64 logits may overflow
 
@@ -15,6 +13,27 @@ DOWN, UP = 2.0**-64, 2.0**64  # of distances: that of two float64 logits may ove
 def _scale(reduction: str, weight: float) -> float:
     """What the sum is multiplied with."""
     return 1.0 if reduction == "sum" else 1 / weight if weight > 0 else 0.0
+
+
+def _one_by_one(weight: Array) -> float:
+    result = 0.0
+    for w in weight.tolist():
+        result += w
+    return result
+
+
+def _sums(terms: Array) -> Array:
+    return np.asarray(value(*row_sums(terms)))
+
+
+def _tops(x: Array) -> Array:
+    """Each row's maximum; what is not a number does not count."""
+    return np.asarray(np.max(np.where(np.isnan(x), x.dtype.type(-np.inf), x), axis=1))
+
+
+def _distances(top: Array, x: Array) -> Array:
+    """What a row lies below its maximum, times 2^-64."""
+    return top[:, None].astype(np.float64) * DOWN - x.astype(np.float64) * DOWN
 
 
 def _elementwise(
@@ -35,7 +54,7 @@ def _elementwise(
         with np.errstate(all="ignore"):
             terms = np.where(w == 0, 0.0, terms * w)
             gradient = np.where(w == 0, 0.0, derivative * (w * scale))
-    loss = total(terms)
+    loss = total(terms, x.dtype)
     with np.errstate(over="ignore"):
         return loss * scale if reduction == "mean" else loss, gradient.astype(x.dtype), terms
 
@@ -107,8 +126,8 @@ def softmax_cross_entropy(
     """Mean (or sum) over rows of -sum t log(softmax(x)), its gradient, and the rows' terms.
 
     With e = exp(x - max), S = sum e, Q = sum t: loss = Q log(S) + sum t (max - x) and gradient
-    (e Q - t S) / S. Elements of e equal to 1 are counted apart from the rest of S, so that a confident
-    right answer keeps its digits. Classes at -infinity take no part in the smoothing.
+    (e Q - t S) / S. S - 1 is S less 1 where S >= 2, and else the sum without the maximum, whose e is 1,
+    so that a confident right answer keeps its digits. Classes at -infinity take no part in the smoothing.
     `divergence` adds sum t log(t) for probabilities t.
     """
     shape, dtype = logits.shape, logits.dtype
@@ -121,29 +140,24 @@ def softmax_cross_entropy(
     if ignore_index is not None:
         weight = np.where(y == ignore_index, 0, weight)
         y = np.where(y == ignore_index, 0, y)
-    weight_sum = 0.0
-    for w in weight.tolist():
-        weight_sum += w
+    weight_sum = _one_by_one(weight)
     scale = _scale(reduction, weight_sum) * weight
     keep, zero = 1 - label_smoothing, T(0)
 
-    def sums(terms: Array) -> Array:
-        return np.asarray(value(*row_sums(terms)))
-
     with np.errstate(all="ignore"):
-        top = np.max(np.where(np.isnan(x), T(-np.inf), x), axis=1)
+        top = _tops(x)
         masked = x == -np.inf
-        distance = top[:, None].astype(np.float64) * DOWN - x.astype(np.float64) * DOWN
+        distance = _distances(top, x)
         e = exp(x - top[:, None])
         if label_smoothing:
             e = np.where(masked, zero, e)
-        rest = lane_sums(np.where(e == 1, zero, e)) + (np.count_nonzero(e == 1, axis=1) - 1.0)
+        rest = sums_less_one(e, 1 if n < FEW_CLASSES else ROW_LANES)
         whole = rest + 1
         uniform = np.zeros(len(x))
         to_all = np.zeros(len(x))
         if label_smoothing:
             uniform = label_smoothing / np.count_nonzero(~masked, axis=1)
-            to_all = sums(np.where(masked, 0.0, distance))
+            to_all = _sums(np.where(masked, 0.0, distance))
         mass = np.ones(len(x))
         if is_label:
             to_label = distance[rows, y]
@@ -154,10 +168,10 @@ def softmax_cross_entropy(
             gradient[rows, y] = ((smoothed - missing) * scale).astype(dtype)
         else:
             q = labels.reshape(-1, n)
-            mass = keep * sums(q) + label_smoothing
+            mass = keep * _sums(q) + label_smoothing
             q_double = q.astype(np.float64)
             distance = (log(q_double) * DOWN if divergence else 0.0) + distance
-            to_label = sums(np.where(q == 0, 0.0, q_double * distance))
+            to_label = _sums(np.where(q == 0, 0.0, q_double * distance))
             t = T(keep) * q + np.where(masked, zero, uniform.astype(dtype)[:, None])
             mass_t, rest_t, whole_t = (a.astype(dtype)[:, None] for a in (mass, rest, whole))
             numerator = np.where(e == 1, (mass_t - t) - t * rest_t, e * mass_t - t * whole_t)
@@ -165,13 +179,7 @@ def softmax_cross_entropy(
         losses = mass * log1p(rest) + (keep * to_label + uniform * to_all) * UP
         terms = np.where(weight == 0, 0.0, weight * losses)
     gradient[weight == 0] = 0
-    per_block = min(max(SUM_BLOCK // n, 1), MAX_ROWS)
-    if n < FEW_CLASSES:
-        per_block = per_block // TILE * TILE
-    blocks: list[tuple[Any, Any]] = []
-    for first in range(0, len(terms), per_block):
-        blocks += zip(*row_sums(terms[None, first : first + per_block]), strict=True)
-    loss = combine(blocks)
+    loss = total_of_rows(terms, n)
     return (
         loss * _scale("mean", weight_sum) if reduction == "mean" else loss,
         gradient.reshape(shape),
@@ -184,3 +192,49 @@ def kl_divergence(
 ) -> tuple[float, Array, Array]:
     """Mean (or sum) over rows of sum t (log(t) - log(softmax(x))), its gradient, and the rows' terms."""
     return softmax_cross_entropy(logits, target, reduction=reduction, sample_weight=sample_weight, divergence=True)
+
+
+def distillation(
+    logits: Array,
+    teacher_logits: Array,
+    labels: Array,
+    *,
+    alpha: float = 0.5,
+    temperature: float = 2.0,
+    reduction: str = "mean",
+    sample_weight: Array | None = None,
+) -> tuple[float, Array, Array]:
+    """Mean (or sum) over rows of alpha T^2 KL(teacher || student) + (1 - alpha) cross-entropy, and so on.
+
+    With u and d what the teacher's and the student's logits lie above their maximum (so at most 0),
+    KL = sum q (u - d) / T - log(sum e^(u / T)) + log(sum e^(d / T)), q = softmax(u / T); T^2 KL has
+    the gradient T (softmax(d / T) - q).
+    """
+    shape, dtype = logits.shape, logits.dtype
+    T, n = dtype.type, logits.shape[-1]
+    x, t = logits.reshape(-1, n), teacher_logits.reshape(-1, n)
+    rows, y = np.arange(len(x)), labels.ravel().astype(np.int64)
+    weight = np.ones(len(x)) if sample_weight is None else sample_weight.ravel().astype(np.float64)
+    weight_sum = _one_by_one(weight)
+    scale = weight * _scale(reduction, weight_sum)
+    hard, soft, cooling = 1 - alpha, alpha * temperature, T(1 / temperature)
+    with np.errstate(all="ignore"):
+        top, teacher_top = _tops(x), _tops(t)
+        d = x - top[:, None]
+        e, e_soft, e_teacher = exp(d), exp(d * cooling), exp((t - teacher_top[:, None]) * cooling)
+        rest, rest_soft, rest_teacher = (sums_less_one(part) for part in (e, e_soft, e_teacher))
+        distance = _distances(top, x)
+        q = e_teacher.astype(np.float64)
+        apart = _sums(np.where(q == 0, q, q * (distance - _distances(teacher_top, t))))
+        cross_entropy = log1p(rest) + distance[rows, y] * UP
+        divergence = apart / (rest_teacher + 1) * UP / temperature + (log1p(rest_soft) - log1p(rest_teacher))
+        terms = np.where(weight == 0, 0.0, weight * (temperature * (soft * divergence) + hard * cross_entropy))
+        factors = hard * scale / (rest + 1), soft * scale / (rest_soft + 1), soft * scale / (rest_teacher + 1)
+        by_hard, by_soft, by_teacher = (factor.astype(dtype)[:, None] for factor in factors)
+        gradient = e * by_hard + (e_soft * by_soft - e_teacher * by_teacher)
+        missing = rest + (1 - e[rows, y].astype(np.float64))
+        of_label = e_soft[rows, y].astype(np.float64) * factors[1] - q[rows, y] * factors[2] - missing * factors[0]
+        gradient[rows, y] = of_label.astype(dtype)
+    gradient[weight == 0] = 0
+    loss = total_of_rows(terms, n)
+    return loss * _scale("mean", weight_sum) if reduction == "mean" else loss, gradient.reshape(shape), terms

@@ -11,23 +11,26 @@ import numpy as np
 from steepest.reference.functions import Array
 
 SUM_BLOCK = 2048  # a sum is made over blocks of so many elements
-LANES = 8  # within a block in so many lanes,
+LANES = 16  # within a block in so many lanes,
 SHORT = 32  # unless the block is shorter than this
 ROW_LANES = 32  # lanes of a row's sum in the element type
 MAX_ROWS, TILE, FEW_CLASSES = 256, 16, 32  # rows of a block of softmax; rows of few classes come in tiles
 
 
 def add(hi: Any, lo: Any, x: Any) -> tuple[Any, Any]:
-    """What rounding loses of a float64 goes to lo (Knuth's two-sum)."""
-    if x.dtype == np.float32:
-        return hi + x, lo
+    """What rounding loses goes to lo (Knuth's two-sum)."""
     s = hi + x
     t = s - hi
     return s, lo + ((hi - (s - t)) + (x - t))
 
 
-def row_sums(terms: Array) -> tuple[Array, Array]:
-    """(rows, n) -> hi and lo of each row's sum, in eight lanes if n >= 32."""
+def row_sums(terms: Array, dtype: Any = None) -> tuple[Array, Array]:
+    """(rows, n) -> hi and lo of each row's sum, in 16 lanes if n >= 32.
+
+    Of terms made of float32 (their own dtype, or the one given), what rounding loses is next to nothing.
+    """
+    single = (dtype or terms.dtype) == np.float32
+    terms = terms.astype(np.float64)
     rows, n = terms.shape
     lanes = LANES if n >= SHORT else 1
     hi, lo = np.zeros((rows, lanes)), np.zeros((rows, lanes))
@@ -35,7 +38,10 @@ def row_sums(terms: Array) -> tuple[Array, Array]:
         for i in range(0, n, lanes):
             part = terms[:, i : i + lanes]
             w = part.shape[1]
-            hi[:, :w], lo[:, :w] = add(hi[:, :w], lo[:, :w], part)
+            if single:
+                hi[:, :w] += part
+            else:
+                hi[:, :w], lo[:, :w] = add(hi[:, :w], lo[:, :w], part)
         while lanes > 1:
             lanes //= 2
             a, b = add(hi[:, :lanes], lo[:, :lanes], hi[:, lanes:])
@@ -43,13 +49,12 @@ def row_sums(terms: Array) -> tuple[Array, Array]:
     return hi[:, 0], lo[:, 0]
 
 
-def lane_sums(x: Array) -> Array:
-    """(rows, n) -> each row's sum, in lanes of the element type: one of them if n < 32, else 32 for each block.
+def lane_sums(x: Array, lanes: int = ROW_LANES) -> Array:
+    """(rows, n) -> each row's sum, in lanes of the element type for each block.
 
     The lanes fold in double, and the blocks' sums are added one after the other.
     """
     rows, n = x.shape
-    lanes = 1 if n < FEW_CLASSES else ROW_LANES
     hi, lo = np.zeros(rows), np.zeros(rows)
     with np.errstate(all="ignore"):
         for begin in range(0, n, SUM_BLOCK):
@@ -83,18 +88,35 @@ def combine(parts: Sequence[tuple[Any, Any]]) -> float:
     return float(value(hi, lo))
 
 
-def _block_sums(terms: Array) -> list[tuple[Any, Any]]:
+def sums_less_one(e: Array, lanes: int = ROW_LANES) -> Array:
+    """The sum of a row whose maximum is 1, less one; less than 1, it is made without the maximum."""
+    whole = lane_sums(e, lanes)
+    return np.where(whole >= 2, whole - 1, lane_sums(np.where(e == 1, e.dtype.type(0), e), lanes))
+
+
+def total_of_rows(terms: Array, classes: int) -> float:
+    """The sum of the rows' terms, in blocks of rows."""
+    per_block = min(max(SUM_BLOCK // classes, 1), MAX_ROWS)
+    if classes < FEW_CLASSES:
+        per_block = per_block // TILE * TILE
+    parts: list[tuple[Any, Any]] = []
+    for first in range(0, len(terms), per_block):
+        parts += zip(*row_sums(terms[None, first : first + per_block]), strict=True)
+    return combine(parts)
+
+
+def _block_sums(terms: Array, dtype: Any = None) -> list[tuple[Any, Any]]:
     whole = terms.size // SUM_BLOCK * SUM_BLOCK
     parts: list[tuple[Any, Any]] = []
     for rows in (terms[:whole].reshape(-1, SUM_BLOCK), terms[whole:].reshape(1, -1)):
         if rows.size:
-            parts += zip(*row_sums(rows), strict=True)
+            parts += zip(*row_sums(rows, dtype), strict=True)
     return parts
 
 
-def total(terms: Array) -> float:
-    """The sum of all elements."""
-    return combine(_block_sums(terms.ravel()))
+def total(terms: Array, dtype: Any = None) -> float:
+    """The sum of all elements, which may be made of elements of another dtype."""
+    return combine(_block_sums(terms.ravel(), dtype))
 
 
 def global_norm(arrays: Sequence[Array]) -> float:
