@@ -160,7 +160,7 @@ def distill(
         if validation_data is not None:
             raise ValueError("validation_split: expected 0 with validation_data")
         rows, held_out = split_rows(labels, validation_split, seed)
-        validation_data = (x[held_out], labels[held_out])
+        validation_data = (x[held_out], labels[held_out], None if weight is None else weight[held_out])
     distiller = _Distiller(student, losses.softmax_cross_entropy, optimizer or Adam(student.param_groups()), metrics)
     distiller.labels, distiller.alpha, distiller.temperature = labels, alpha, temperature
     distiller.teacher_logits = _logits_of(teacher, student, x)
