@@ -2,7 +2,8 @@
 
 `prune` sets weights or whole units to zero and keeps them there while training goes on, `shrink` cuts
 dead units out; `quantize` gives a model of int8 weights that predicts in integer arithmetic; `save` and
-`load` keep models of either kind; `distill` trains a small model on what a large one says. Imported only when asked for: `import steepest` does not bring it.
+`load` keep models of either kind; `distill` trains a small model on what a large one says. Imported
+only when asked for: `import steepest` does not bring it.
 """
 
 from steepest.compress.distillation import distill
