@@ -1,37 +1,85 @@
 """Ours and the peers' ways to take an optimizer's step, and to compute a loss with its gradient.
 
-Contenders of one contest start from copies of the same arrays and share the gradients. PyTorch and JAX
-are imported where they take part.
+What a step streams through is one set of `Arrays` for ours and the peer: pages of memory differ in speed, in a virtual
+machine by more than contenders do. PyTorch and JAX are imported where they take part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
+from itertools import count as count_from
 from typing import Any
 
 import numpy as np
 
 import steepest as sp
-from steepest.benchmarks import Contender, loss_contender, random
+from steepest import _as_written, _contenders
+from steepest.benchmarks import Contender, check, loss_contender, random, stream
 
 Array = Any
 Contest = dict[str, Contender]
+Maker = Callable[["Arrays"], Contender]
+CHECKED = 1 << 20  # elements of an array, at most, that contenders' answers are compared on
 
 
-def arrays(count: int, n: int, seed: int) -> list[Array]:
-    return [random(n, seed + 2 * i) for i in range(count)]
+class Arrays:
+    """Parameters, their gradients, and the state by its names in PyTorch; of `count` arrays of n elements."""
+
+    def __init__(self, count: int, n: int, dtype: str = "float32") -> None:
+        self.start = [random(n, 2 * i).astype(dtype, copy=False) for i in range(count)]
+        self.gradients = [np.abs(random(n, 2 * i + 1)).astype(dtype, copy=False) for i in range(count)]
+        self.params = [p.copy() for p in self.start]
+        self._state: dict[str, list[Array]] = {}
+
+    def state(self, name: str) -> list[Array]:
+        if name not in self._state:
+            self._state[name] = [np.zeros_like(p) for p in self.params]
+        return self._state[name]
+
+    def moved(self) -> list[tuple[Array, Array]]:
+        return list(zip(self.params, self.start, strict=True))
 
 
-def moved(after: Sequence[Array], start: Sequence[Array]) -> list[tuple[Array, Array]]:
-    return list(zip(after, start, strict=True))
+def contest(makers: dict[str, Maker], count: int, n: int, dtype: str = "float32") -> Contest:
+    """Checks the contenders on arrays of their own, then gives them one set."""
+    check({name: make(Arrays(count, min(n, CHECKED), dtype)) for name, make in makers.items()})
+    arrays = Arrays(count, n, dtype)
+    return {name: make(arrays)._replace(answer=list) for name, make in makers.items()}
 
 
-def steepest_step(make: Callable[..., sp.Optimizer], start: Sequence[Array], gradients: Sequence[Array]) -> Contender:
-    params = [p.copy() for p in start]
-    one = len(params) == 1
-    optimizer = make(params[0] if one else params)
-    return Contender(partial(optimizer.step, gradients[0] if one else gradients), partial(moved, params, start))
+def state_names(make: Callable[..., sp.Optimizer]) -> list[str]:
+    return [name for name, x in make(np.zeros(1)).state_dict()["state"][0].items() if isinstance(x, np.ndarray)]
+
+
+def steepest_step(make: Callable[..., sp.Optimizer], arrays: Arrays) -> Contender:
+    one = len(arrays.params) == 1
+    optimizer = make(arrays.params[0] if one else arrays.params)
+    saved = optimizer.state_dict(copy=False)
+    for i, state in saved["state"].items():
+        for name, x in state.items():
+            if isinstance(x, np.ndarray) and x.dtype == arrays.params[i].dtype and x.shape == arrays.params[i].shape:
+                state[name] = arrays.state(name)[i]
+    optimizer.load_state_dict(saved, copy=False)
+    return Contender(partial(optimizer.step, arrays.gradients[0] if one else arrays.gradients), arrays.moved)
+
+
+def stream_step(make: Callable[..., sp.Optimizer], arrays: Arrays) -> Contender:
+    """A loop that only adds, over as many arrays of one as the rule has."""
+    state = [arrays.state(name)[0] for name in state_names(make)]
+    return stream([arrays.params[0], *state], [], arrays.gradients)
+
+
+def numpy_step(preallocated: bool, options: dict[str, Any], arrays: Arrays) -> Contender:
+    """AdamW's formula as people write it, or with `out=` everywhere."""
+    (p,), (g,), steps = arrays.params, arrays.gradients, count_from(1)
+    options = {"betas": (0.9, 0.999), "eps": 1e-8, **options}
+    if not preallocated:
+        state: dict[str, Any] = {}
+        return Contender(lambda: _as_written.adamw(p, g, state, next(steps), **options), arrays.moved)
+    (m,), (v,) = arrays.state("exp_avg"), arrays.state("exp_avg_sq")
+    buffers = {"m": m, "v": v, "a": np.empty_like(p), "b": np.empty_like(p)}
+    return Contender(lambda: _contenders.adamw(p, g, buffers, next(steps), **options), arrays.moved)
 
 
 def import_torch() -> Any:
@@ -42,38 +90,38 @@ def import_torch() -> Any:
     return torch
 
 
-def torch_step(
-    rule: str, kind: str, start: Sequence[Array], gradients: Sequence[Array], max_norm: float = 0, **options: Any
-) -> Contender:
+def torch_step(rule: str, kind: str, options: dict[str, Any], arrays: Arrays, max_norm: float = 0) -> Contender:
     """`kind` is "fused" or "foreach"; with `max_norm`, `clip_grad_norm_` comes before the step."""
     torch = import_torch()
-    tensors = [torch.from_numpy(p.copy()).requires_grad_() for p in start]
-    for tensor, gradient in zip(tensors, gradients, strict=True):
-        tensor.grad = torch.from_numpy(gradient.copy() if max_norm else gradient)  # clipping changes it
+    tensors = [torch.from_numpy(p).requires_grad_() for p in arrays.params]
     optimizer = getattr(torch.optim, rule)(tensors, **options, **{kind: True})
+    names = state_names(partial(getattr(sp, rule), **options))
+    for i, tensor in enumerate(tensors):
+        tensor.grad = torch.from_numpy(arrays.gradients[i])
+        own = {name: torch.from_numpy(arrays.state(name)[i]) for name in names}
+        optimizer.state[tensor] = {"step": torch.tensor(0.0), "mu_product": torch.tensor(1.0), **own}
 
     def clip_and_step() -> None:
         torch.nn.utils.clip_grad_norm_(tensors, max_norm)
         optimizer.step()
 
-    after = [tensor.detach().numpy() for tensor in tensors]
-    return Contender(clip_and_step if max_norm else optimizer.step, partial(moved, after, start))
+    return Contender(clip_and_step if max_norm else optimizer.step, arrays.moved)
 
 
-def optax_step(start: Array, gradient: Array, lr: float, **options: Any) -> Contender:
-    """AdamW, jitted, parameters and state donated."""
+def optax_step(options: dict[str, Any], arrays: Arrays) -> Contender:
+    """AdamW, jitted, parameters and state donated; in arrays of JAX's own."""
     import jax
     import optax
 
-    rule = optax.adamw(lr, **options)
+    rule = optax.adamw(options["lr"], weight_decay=options["weight_decay"])
 
     @partial(jax.jit, donate_argnums=(0, 2))
     def update(p: Any, g: Any, state: Any) -> Any:
         change, state = rule.update(g, state, p)
         return optax.apply_updates(p, change), state
 
-    p, g = jax.numpy.array(start), jax.numpy.array(gradient)
-    now = {"p": p, "state": rule.init(p)}
+    start, g = arrays.start[0], jax.numpy.array(arrays.gradients[0])
+    now = {"p": (p := jax.numpy.array(start)), "state": rule.init(p)}
 
     def step() -> None:
         now["p"], now["state"] = jax.block_until_ready(update(now["p"], g, now["state"]))

@@ -42,7 +42,7 @@ def contest(other: str, torch_after: bool, n: int) -> tuple[Contest, Callable[[s
         importlib.import_module("torch")
     work = OTHERS[other]()
     optimizer, gradient = sp.AdamW(random(n, 0)), random(n, 1)
-    step = Contender(lambda: optimizer.step(gradient), list)  # one optimizer: there is nothing to compare
+    step = Contender(lambda: optimizer.step(gradient))  # one optimizer: there is nothing to compare
 
     def before(name: str) -> None:
         sp.set_num_threads(THREADS if name == "ours" else 1)

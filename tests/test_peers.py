@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 import json
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+import steepest as sp
 
 BENCH = Path(__file__).parents[1] / "bench"
 
@@ -46,10 +49,18 @@ def test_verdicts(peers: Any) -> None:
 
 
 def test_a_contest_with_a_wrong_answer_is_not_timed(peers: Any) -> None:
-    contest = peers.CASES["adamw/100/stream"].make()["ours"], peers.CASES["overhead/4-arrays"].make()["ours"]
-    other = contest[0]._replace(answer=lambda: [(a + 1, start) for a, start in contest[0].answer()])
+    contenders: Any = importlib.import_module("contenders")
+    right = functools.partial(contenders.steepest_step, sp.Adam)
+    wrong = functools.partial(contenders.steepest_step, functools.partial(sp.Adam, lr=2e-3))
     with pytest.raises(peers.benchmarks.WrongAnswerError, match="peer differs from ours"):
-        peers.run(peers.Case(lambda: {"ours": contest[0], "peer": other}), 0.0)
+        peers.run(peers.Case(lambda: contenders.contest({"ours": right, "peer": wrong}, 2, 100)), 0.0)
+
+
+def test_contenders_share_their_arrays(peers: Any) -> None:
+    contest = peers.CASES["adamw/1000/stream"].make()
+    step, stream = contest["ours"].call.func.__self__, contest["stream"].call.args[0]
+    inside = step.param_groups[0]["params"], *peers.benchmarks.state_arrays(step)
+    assert len(inside) == 3 and all(a is b for a, b in zip(inside, stream, strict=True))
 
 
 def test_rounds_end_with_the_time(peers: Any) -> None:

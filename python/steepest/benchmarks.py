@@ -27,7 +27,7 @@ Loss = Callable[..., tuple[Any, Any]]
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 4_000_000, 16_000_000, 64_000_000)
 FEW_SIZES = (1_000, 100_000, 16_000_000)
-NAMES = ("ours", "numpy", "out=")
+NAMES = ("ours", "numpy", "out=")  # and "stream": a loop that only adds
 _LONG = 0.2  # seconds; a longer call leaves nothing of what another's first finds in the caches
 _TILE = 1 << 20  # larger arrays repeat their first so many elements
 
@@ -39,11 +39,12 @@ class WrongAnswerError(Exception):
 class Contender(NamedTuple):
     """One way to compute a kernel: `call` does it once, and again on its own result.
 
-    `answer` gives what it computed so far: numbers, and arrays with what each started from.
+    `answer` gives what it computed so far: numbers, and arrays with what each started from; nothing if it computes
+    something else.
     """
 
     call: Callable[[], object]
-    answer: Callable[[], list[tuple[Any, Any]]]
+    answer: Callable[[], list[tuple[Any, Any]]] = list
 
 
 class Kernel(NamedTuple):
@@ -84,7 +85,7 @@ def random(n: int, seed: int) -> Array:
 
 
 def _rule(make: Callable[..., sp.Optimizer], n: int) -> dict[str, Contender]:
-    start, g = random(n, 0), random(n, 1)
+    start, g = random(n, 0), np.abs(random(n, 1))
     p = {name: start.copy() for name in NAMES}
     optimizer = make(p["ours"])
     options = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
@@ -101,7 +102,14 @@ def _rule(make: Callable[..., sp.Optimizer], n: int) -> dict[str, Contender]:
     }
     if name.lower() in _contenders.PREALLOCATED:
         calls["out="] = formula(_contenders.PREALLOCATED[name.lower()], p["out="], buffers)
-    return {name: Contender(call, partial(_moved, p[name], start)) for name, call in calls.items()}
+    contenders = {name: Contender(call, partial(_moved, p[name], start)) for name, call in calls.items()}
+    return contenders | {"stream": stream([p["ours"], *state_arrays(optimizer)], [], [g])}
+
+
+def state_arrays(optimizer: sp.Optimizer) -> list[Array]:
+    """The state of an optimizer of one array: the arrays themselves."""
+    state = optimizer.state_dict(copy=False)["state"][0]
+    return [x for x in state.values() if isinstance(x, np.ndarray)]
 
 
 def _moved(p: Array, start: Array) -> list[tuple[Any, Any]]:
@@ -109,9 +117,7 @@ def _moved(p: Array, start: Array) -> list[tuple[Any, Any]]:
 
 
 def _rule_kernel(make: Callable[..., sp.Optimizer]) -> Kernel:
-    state = make(np.zeros(1, np.float32)).state_dict()["state"][0]
-    arrays = [x for x in state.values() if isinstance(x, np.ndarray)]
-    return Kernel(partial(_rule, make), 1 + len(arrays), 0, 1)
+    return Kernel(partial(_rule, make), 1 + len(state_arrays(make(np.zeros(1, np.float32)))), 0, 1)
 
 
 def _loss(ours: Loss, written: Loss, preallocated: Loss, classes: int, n: int) -> dict[str, Contender]:
@@ -127,7 +133,18 @@ def _loss(ours: Loss, written: Loss, preallocated: Loss, classes: int, n: int) -
         "numpy": partial(written, x, y, {}),
         "out=": partial(preallocated, x, y, buffers),
     }
-    return {name: loss_contender(call) for name, call in calls.items()}
+    contenders = {name: loss_contender(call) for name, call in calls.items()}
+    if ours is _global_norm:
+        return contenders | {"stream": stream([], [], [x])}
+    return contenders | {"stream": stream([], [out], [x] if classes else [x, y])}
+
+
+def stream(updated: list[Array], written: list[Array], read: list[Array]) -> Contender:
+    """A loop that only adds, over the very arrays of ours: pages differ in speed, in a virtual machine by far.
+
+    What is read should not be negative, lest a sum of squares becomes so.
+    """
+    return Contender(partial(_core._stream, updated, written, read))
 
 
 def loss_contender(call: Callable[[], tuple[Any, Any]]) -> Contender:
@@ -160,21 +177,14 @@ def _kernels() -> dict[str, Kernel]:
 KERNELS = _kernels()
 
 
-def stream(kernel: Kernel, n: int) -> Callable[[], None]:
-    """A loop that only adds, over as many arrays as the kernel has, on as many threads."""
-    x = random(n, 1)
-    updated, written = ([x.copy() for _ in range(k)] for k in (kernel.updated, kernel.written))
-    return partial(_core._stream, updated, written, [x] * kernel.read)
-
-
 def check(contenders: Mapping[str, Contender], steps: int = 3) -> None:
     """Takes some steps with each and raises `WrongAnswerError` if one ends elsewhere than ours."""
-    for contender in contenders.values():
+    comparable = {name: contender for name, contender in contenders.items() if contender.answer is not list}
+    for contender in comparable.values():
         for _ in range(steps):
             contender.call()
-    ours = contenders["ours"].answer()
-    for name, contender in contenders.items():
-        for (a, start), (b, _) in zip(ours, contender.answer(), strict=True):
+    for name, contender in comparable.items():
+        for (a, start), (b, _) in zip(contenders["ours"].answer(), contender.answer(), strict=True):
             flat = [np.ravel(x) for x in np.broadcast_arrays(a, b, start)]
             for i in range(0, len(flat[0]), _TILE):
                 x, y, origin = (part[i : i + _TILE] for part in flat)
@@ -190,9 +200,7 @@ def measure(name: str, n: int, seconds: float = 1.0) -> Row:
         check(contenders)
     except WrongAnswerError as error:
         raise WrongAnswerError(f"{name}, {n:,} elements: {error}") from None
-    calls = {name: contender.call for name, contender in contenders.items()}
-    calls["stream"] = stream(KERNELS[name], n)
-    return Row(name, n, take_turns(calls, seconds))
+    return Row(name, n, take_turns({name: contender.call for name, contender in contenders.items()}, seconds))
 
 
 def take_turns(calls: Mapping[str, Callable[[], object]], seconds: float = 1.0) -> dict[str, float]:
