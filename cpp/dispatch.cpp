@@ -12,17 +12,19 @@
 
 namespace steepest {
 
-#define STEEPEST_DECLARE(isa)                            \
-  extern const RuleKernels<float> rules_f32_##isa;       \
-  extern const RuleKernels<double> rules_f64_##isa;      \
-  extern const LossKernels<float> losses_f32_##isa;      \
-  extern const LossKernels<double> losses_f64_##isa;     \
-  extern const LayerKernels<float> layers_f32_##isa;     \
-  extern const LayerKernels<double> layers_f64_##isa;    \
-  extern const QuantizedKernels quantized_f32_##isa;     \
-  extern const CodecKernels codecs_f32_##isa;            \
-  extern const ProductKernels<float> products_f32_##isa; \
-  extern const ProductKernels<double> products_f64_##isa;
+#define STEEPEST_DECLARE(isa)                             \
+  extern const RuleKernels<float> rules_f32_##isa;        \
+  extern const RuleKernels<double> rules_f64_##isa;       \
+  extern const LossKernels<float> losses_f32_##isa;       \
+  extern const LossKernels<double> losses_f64_##isa;      \
+  extern const LayerKernels<float> layers_f32_##isa;      \
+  extern const LayerKernels<double> layers_f64_##isa;     \
+  extern const QuantizedKernels quantized_f32_##isa;      \
+  extern const CodecKernels codecs_f32_##isa;             \
+  extern const ProductKernels<float> products_f32_##isa;  \
+  extern const ProductKernels<double> products_f64_##isa; \
+  extern const StreamKernels<float> streams_f32_##isa;    \
+  extern const StreamKernels<double> streams_f64_##isa;
 STEEPEST_FOR_EACH_ISA(STEEPEST_DECLARE)
 #undef STEEPEST_DECLARE
 
@@ -77,7 +79,8 @@ bool has_neon() { return true; }
   {#isa,                                                                                                      \
    has_##isa,                                                                                                 \
    {rules_f32_##isa, rules_f64_##isa, losses_f32_##isa, losses_f64_##isa, layers_f32_##isa, layers_f64_##isa, \
-    quantized_f32_##isa, codecs_f32_##isa, products_f32_##isa, products_f64_##isa}},
+    quantized_f32_##isa, codecs_f32_##isa, products_f32_##isa, products_f64_##isa, streams_f32_##isa,         \
+    streams_f64_##isa}},
 const auto& all_isas() {
   static const Isa all[] = {STEEPEST_FOR_EACH_ISA(STEEPEST_ENTRY)};  // without a destructor: used while others exit
   return all;
@@ -167,6 +170,14 @@ const ProductKernels<float>& products<float>() {
 template <>
 const ProductKernels<double>& products<double>() {
   return kernels().products_f64;
+}
+template <>
+const StreamKernels<float>& streams<float>() {
+  return kernels().streams_f32;
+}
+template <>
+const StreamKernels<double>& streams<double>() {
+  return kernels().streams_f64;
 }
 
 }  // namespace steepest

@@ -25,5 +25,7 @@ const LayerKernels<T>& layers();
 const CodecKernels& codecs();
 template <class T>
 const ProductKernels<T>& products();
+template <class T>
+const StreamKernels<T>& streams();
 
 }  // namespace steepest

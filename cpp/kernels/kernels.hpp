@@ -239,6 +239,18 @@ struct ProductKernels {
   void (*matmul)(const Product<T>&) noexcept;
 };
 
+// Adds the arrays read to those updated, or into those written; the arrays come in the order updated, written, read.
+template <class T>
+struct Stream {
+  std::size_t updated, written, read;
+  void (*run)(T* const* arrays, std::ptrdiff_t begin, std::ptrdiff_t end) noexcept;
+};
+
+template <class T>
+struct StreamKernels {
+  Stream<T> shapes[7];
+};
+
 struct Kernels {
   RuleKernels<float> rules_f32;
   RuleKernels<double> rules_f64;
@@ -250,6 +262,8 @@ struct Kernels {
   CodecKernels codecs_f32;
   ProductKernels<float> products_f32;
   ProductKernels<double> products_f64;
+  StreamKernels<float> streams_f32;
+  StreamKernels<double> streams_f64;
 };
 
 }  // namespace steepest
