@@ -27,6 +27,7 @@ namespace steepest {
   extern const StreamKernels<double> streams_f64_##isa;
 STEEPEST_FOR_EACH_ISA(STEEPEST_DECLARE)
 #undef STEEPEST_DECLARE
+extern const QuantizedKernels quantized_f32_avx512vnni;
 
 namespace {
 
@@ -69,9 +70,18 @@ bool has_avx512() {
   return has_avx2() && os_saves(0xe6) && (cpuid(7).ebx & all) == all;
 }
 
+// A CPU with AVX-512 that also adds products of int16 in one instruction takes other kernels for these alone.
+const QuantizedKernels& fitting(const QuantizedKernels& quantized) {
+  constexpr unsigned vnni = 1u << 11;
+  const bool has_vnni = has_avx512() && (cpuid(7).ecx & vnni) != 0;
+  return &quantized == &quantized_f32_avx512 && has_vnni ? quantized_f32_avx512vnni : quantized;
+}
+
 #else
 
 bool has_neon() { return true; }
+
+const QuantizedKernels& fitting(const QuantizedKernels& quantized) { return quantized; }
 
 #endif
 

@@ -20,22 +20,27 @@ using Shorts = Vector<std::int16_t>;
 using Bytes = VectorOf<std::uint8_t, kPanel>::type;
 using WideBytes = VectorOf<std::int16_t, 2 * kPanel>::type;
 
-// In every lane a0 b0 + a1 b1 of its two int16. The bytes are widened first, as products of bytes in one instruction
-// (pmaddubsw) saturate at 2^15.
-inline Sums pair_products(Shorts a, Shorts b) {
-#if defined(__AVX512BW__) && defined(__clang__)
-  return reinterpret_cast<Sums>(__builtin_ia32_pmaddwd512(a, b));
+// Adds a0 b0 + a1 b1 of every lane's two int16 to its sum. The bytes are widened first, as products of bytes in one
+// instruction (pmaddubsw) saturate at 2^15.
+inline Sums add_products(Sums sums, Shorts a, Shorts b) {
+#if defined(__AVX512VNNI__) && defined(__clang__)
+  return reinterpret_cast<Sums>(
+      __builtin_ia32_vpdpwssd512(reinterpret_cast<Ints>(sums), reinterpret_cast<Ints>(a), reinterpret_cast<Ints>(b)));
+#elif defined(__AVX512VNNI__)
+  return reinterpret_cast<Sums>(__builtin_ia32_vpdpwssd_v16si(reinterpret_cast<Ints>(sums), reinterpret_cast<Ints>(a),
+                                                              reinterpret_cast<Ints>(b)));
+#elif defined(__AVX512BW__) && defined(__clang__)
+  return sums + reinterpret_cast<Sums>(__builtin_ia32_pmaddwd512(a, b));
 #elif defined(__AVX512BW__)
-  return reinterpret_cast<Sums>(__builtin_ia32_pmaddwd512_mask(a, b, Ints{}, 0xffff));
+  return sums + reinterpret_cast<Sums>(__builtin_ia32_pmaddwd512_mask(a, b, Ints{}, 0xffff));
 #elif defined(__AVX2__)
-  return reinterpret_cast<Sums>(__builtin_ia32_pmaddwd256(a, b));
+  return sums + reinterpret_cast<Sums>(__builtin_ia32_pmaddwd256(a, b));
 #elif defined(__SSE2__)
-  return reinterpret_cast<Sums>(__builtin_ia32_pmaddwd128(a, b));
+  return sums + reinterpret_cast<Sums>(__builtin_ia32_pmaddwd128(a, b));
 #else
-  const Ints x = reinterpret_cast<Ints>(a), y = reinterpret_cast<Ints>(b);
-  const Ints low = (reinterpret_cast<Ints>(reinterpret_cast<Sums>(x) << 16) >> 16) *
-                   (reinterpret_cast<Ints>(reinterpret_cast<Sums>(y) << 16) >> 16);
-  return reinterpret_cast<Sums>(low + (x >> 16) * (y >> 16));
+  const auto low = [](Shorts x) { return reinterpret_cast<Ints>(reinterpret_cast<Sums>(x) << 16) >> 16; };
+  const auto high = [](Shorts x) { return reinterpret_cast<Ints>(x) >> 16; };
+  return sums + reinterpret_cast<Sums>(low(a) * low(b)) + reinterpret_cast<Sums>(high(a) * high(b));
 #endif
 }
 
@@ -56,7 +61,7 @@ inline void add_tile(const std::int16_t* x, const std::int16_t* panel, std::ptrd
       std::int32_t pair;
       __builtin_memcpy(&pair, x + r * kDepth + 2 * k, sizeof pair);
       const Shorts both = reinterpret_cast<Shorts>(pair - Ints{});
-      for (int v = 0; v < kVectors; ++v) sums[r][v] += pair_products(both, w[v]);
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = add_products(sums[r][v], both, w[v]);
     }
   }
   for (int r = 0; r < R; ++r) {
