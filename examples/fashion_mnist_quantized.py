@@ -3,6 +3,7 @@
 The dense and the convolution network of the other two programs, trained as there. "static" takes the
 ranges of the layers' inputs from 1,000 training images, "dynamic" from every batch anew; "binary" keeps
 the signs of the weights alone, between a first and a last layer of int8 where there are three layers.
+Times vary with what else the machine does: these are of a busy one.
 
     $ python examples/fashion_mnist_quantized.py
                                  bytes   accuracy   256 images
