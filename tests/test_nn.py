@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+import itertools
+import json
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +14,7 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import sliding_window_view
 
-from steepest import nn
+from steepest import _core, nn
 from steepest.nn import convolution
 
 
@@ -33,6 +36,16 @@ class Scale(nn.Layer):
     def backward(self, grad: Any) -> Any:
         np.einsum("n...,n...->...", grad, self.x, out=self.grads["factor"])
         return np.multiply(grad, self.params["factor"], out=grad)
+
+
+class Halved(nn.ReLU):
+    """An activation of one's own that begins with a compiled one."""
+
+    def activate(self, x: Any, bias: Any, out: Any) -> Any:
+        return np.multiply(super().activate(x, bias, out), 0.5, out=out)
+
+    def mask(self, grad: Any, y: Any) -> None:
+        np.multiply(grad, 0.5 * (y > 0), out=grad)
 
 
 # Every layer, alone and among others: layers, input shape
@@ -65,6 +78,7 @@ STACKS: dict[str, tuple[Callable[[], list[nn.Layer]], Any]] = {
         lambda: [nn.Conv2D(3, 3), nn.MaxPool2D(), nn.ReLU(), nn.Dropout(0.3), nn.Conv2D(2, 2), nn.AvgPool2D(1)],
         (8, 8, 1),
     ),
+    "own activation": (lambda: [nn.Dense(5), Halved(), nn.Dense(2)], 6),
     "own": (lambda: [Scale(1.5), nn.Dense(4), nn.ReLU(), Scale(0.5)], 6),
 }
 
@@ -149,7 +163,7 @@ def test_copies_are_equal_and_independent(name: Any) -> None:
 @pytest.mark.parametrize("name", STACKS)
 def test_config_makes_the_same_model(name: Any) -> None:
     model = build(name, seed=5)
-    twin = nn.Sequential.from_config(model.config(), custom={"Scale": Scale})
+    twin = nn.Sequential.from_config(model.config(), custom={"Scale": Scale, "Halved": Halved})
     np.testing.assert_array_equal(twin.params, model.params)
     assert repr(twin) == repr(model)
 
@@ -162,6 +176,48 @@ def test_config_keeps_initialisers_and_refuses_unknown_names() -> None:
     config["layers"][0]["type"] = "eval"
     with pytest.raises(ValueError, match="unknown layer or initialiser 'eval'"):
         nn.Sequential.from_config(config)
+
+
+def constant(rng: np.random.Generator, shape: tuple[int, ...], value: float = 0.0) -> Any:
+    return np.full(shape, value)
+
+
+def test_config_keeps_a_partial_initialiser() -> None:
+    model = nn.Sequential([nn.Dense(4, init=functools.partial(constant, value=0.25))], 3)
+    config = json.loads(json.dumps(model.config()))
+    assert "constant" in repr(model)
+    twin = nn.Sequential.from_config(config, custom={"constant": constant})
+    np.testing.assert_array_equal(twin.params, model.params)
+    assert model.params[0] == 0.25 and twin.config() == config
+    with pytest.raises(ValueError, match="unknown layer or initialiser 'constant'"):
+        nn.Sequential.from_config(config)
+
+
+@pytest.mark.parametrize("activation", [None, nn.Tanh(), Halved()], ids=repr)
+def test_small_products_have_the_same_bits_with_any_threads_isa_and_batch(activation: Any) -> None:
+    """And nearly those of BLAS, which takes over where they are large."""
+    rng = np.random.default_rng(0)
+    x, grad = rng.normal(size=(70, 300)).astype(np.float32), rng.normal(size=(70, 20)).astype(np.float32)
+
+    def run(rows: int = 70) -> list[Any]:
+        behind = [] if activation is None else [copy.deepcopy(activation)]
+        model = nn.Sequential([nn.Dense(90), *behind, nn.Dense(20)], 300)
+        outputs = model.forward(x[:rows], train=True).copy()
+        model.backward(grad[:rows].copy())
+        return [outputs, model.grads.copy()]
+
+    _core._set_isa(_core.build_info()["isas"][-1])
+    expected = run()
+    for isa, threads in itertools.product(_core.build_info()["isas"], (1, 3)):
+        _core._set_isa(isa)
+        _core.set_num_threads(threads)
+        for actual, wanted in zip(run(), expected, strict=True):
+            np.testing.assert_array_equal(actual, wanted)
+        np.testing.assert_array_equal(run(7)[0], expected[0][:7])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("steepest.nn.layers.SMALL_WORK", 0)
+        for actual, wanted in zip(run(), expected, strict=True):
+            np.testing.assert_allclose(actual, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_weights_come_first_and_biases_have_no_decay() -> None:

@@ -280,7 +280,7 @@ def _optimizer_document(optimizer: Optimizer, model: Sequential) -> dict[str, An
         "max_norm": optimizer._max_norm,
         "nonfinite": optimizer._nonfinite,
         "precision": optimizer._precision,
-        "grouped": optimizer._core.grouped,
+        "grouped": optimizer.grouped,
         "rates": [_described(group["lr"]) for group in groups],
         "places": [_places(group["params"], model.params) for group in groups],
         **optimizer.state_dict(),

@@ -372,6 +372,11 @@ class Optimizer:
             group["lr"] = rate
 
     @property
+    def grouped(self) -> bool:
+        """Whether gradients come as a sequence with an entry for each param group."""
+        return self._core.grouped
+
+    @property
     def steps(self) -> int:
         """The number of steps taken."""
         return self._core.steps

@@ -357,7 +357,7 @@ class _Accumulator:
 def like_params(model: Sequential, optimizer: Optimizer, flat: Array) -> Any:
     """Views of an array like `model.params`, in the structure that the optimizer's parameters have."""
     groups = [views(model, group["params"], flat) for group in optimizer.param_groups]
-    return groups if optimizer._core.grouped else groups[0]
+    return groups if optimizer.grouped else groups[0]
 
 
 def views(model: Sequential, params: Any, flat: Array) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -51,6 +52,12 @@ class Buffers:
         if fill is not None:
             kept.fill(fill)
         return kept
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, functools.partial):
+        return {"partial": _plain(value.func), "args": list(value.args), "keywords": value.keywords}
+    return getattr(value, "__name__", type(value).__name__) if callable(value) else value
 
 
 class Layer:
@@ -125,10 +132,13 @@ class Layer:
         return self.build(input_shape)
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments by name; functions stand as their names."""
+        """The constructor's arguments by name, as plain data.
+
+        Functions stand as their names, a `functools.partial` as that of its function with its arguments.
+        """
         names = [name for name in inspect.signature(type(self)).parameters if hasattr(self, name)]
         values = {name: getattr(self, name) for name in names}
-        return {k: v.__name__ if callable(v) else v for k, v in values.items()}
+        return {name: _plain(value) for name, value in values.items()}
 
     def __getstate__(self) -> dict[str, Any]:
         """The layer without its model: what the constructor set, and nothing since."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -258,8 +259,11 @@ class Sequential:
         for entry in config["layers"]:
             arguments = dict(entry)
             kind = _known(known, arguments.pop("type"))
-            if isinstance(arguments.get("init"), str):
-                arguments["init"] = _known(known, arguments["init"])
+            if isinstance(given := arguments.get("init"), str):
+                arguments["init"] = _known(known, given)
+            elif isinstance(given, Mapping):
+                function = _known(known, given["partial"])
+                arguments["init"] = functools.partial(function, *given["args"], **given["keywords"])
             built.append(kind(**arguments))
         return cls(built, config["input_shape"], seed=config["seed"], dtype=config["dtype"])
 
