@@ -54,7 +54,7 @@ class Tasks:
         if self._epoch is not None:
             self._epoch.call_on_fit_task_end(estimator=self._given["estimator"])
         if self._fit is not None:
-            self._fit.call_on_fit_task_end(**self._given, reconstruction_attributes={})
+            self._fit.call_on_fit_task_end(**self._given, reconstruction_attributes=self._parameters)
 
     def _parameters(self) -> dict[str, Any]:
         """What makes a copy of the estimator one that is fitted as of now."""
