@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import steepest as sp
-from steepest import compress, nn
+from steepest import cli, compress, nn
 from steepest.callbacks import Callback, EarlyStopping
 from steepest.train import Trainer
 
@@ -361,3 +361,25 @@ def test_any_dead_units_are_cut_out_with_the_same_outputs(seed: int, share: floa
         return
     assert small.params.size < model.params.size
     assert_same_outputs(small, model)
+
+
+# ---------------------------------------------------------------------------------------------
+# The command line
+
+
+def test_steepest_compress_prunes_cuts_and_quantises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, out = str(tmp_path / "m.safetensors"), str(tmp_path / "small.safetensors")
+    assert cli.main(["train", "--epochs", "2", "--hidden", "16", "--out", model]) == 0
+    command = ["compress", model, "--out", out, "--prune"]
+    assert cli.main([*command, "magnitude", "--amount", "0.8", "--epochs", "2"]) == 0
+    assert "0.8 of the weights, magnitude, 80.0% zeros; trained on for 2 epochs" in capsys.readouterr().out
+    weights = [p for name, p in sp.load(out).model.named_parameters().items() if name.endswith("weight")]
+    assert sum(int((w == 0).sum()) for w in weights) == round(0.8 * sum(w.size for w in weights))
+    assert cli.main([*command, "l2", "--units", "--amount", "0.5", "--quantize"]) == 0
+    assert compress.load(out).model.layers[0].weight.shape == (64, 8)  # type: ignore[attr-defined]
+    assert cli.main(["evaluate", out, "digits"]) == 0
+    kept = Path(out).read_bytes()
+    for options, words in ((["l2", "--amount", "1.5"], "amount: expected"), (["l2", "--epochs", "-1"], "--epochs")):
+        assert cli.main([*command, *options]) == 2
+        assert words in capsys.readouterr().err
+    assert Path(out).read_bytes() == kept
