@@ -8,7 +8,11 @@ without its spread. Last, what the best network looks at: how much accuracy is l
 is shuffled among the images.
 
     $ python examples/tune_with_scikit_learn.py
-    search     fits  best                                                     validation  test, 5 seeds
+    search   networks  validation  test, 5 seeds   best
+    untuned         1      86.64%
+    grid           24      96.75%  97.64% +- 0.29  batch_size 16, hidden_layer_sizes (64,), ...
+    random         40      96.75%  97.50% +- 0.47  dropout 0.5, learning_rate cosine, solver nadam, ...
+    halving        94      96.48%  97.30% +- 0.43  batch_size 32, dropout 0.2, solver adam, ...
 """
 
 import argparse
@@ -87,7 +91,7 @@ searches = {
     ),
 }  # fmt: skip
 
-print(f"search   networks  validation  test, {seeds} seeds  best")
+print(f"search   networks  validation  test, {seeds} seeds   best")
 print(f"untuned         1      {untuned.mean():.2%}")
 tested = {}
 for name, search in searches.items():
