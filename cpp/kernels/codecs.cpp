@@ -8,12 +8,11 @@ constexpr std::uint32_t kSign = 0x80000000, kInfinite = 0x7f800000, kNan = 0x7fc
 
 inline std::uint32_t bits_of_magnitude(std::uint32_t b) { return b & ~kSign; }
 
-// The upper bits that are left without the lowest `dropped` ones, rounded: up with the probability of what is
-// dropped, or to nearest, ties to even.
+// What to add before the lowest `dropped` bits are cut off: random bits, which round up with the probability of what is
+// cut off, or half a unit, to nearest, ties to even.
 template <int dropped, bool stochastic>
-inline std::uint32_t rounded(std::uint32_t b, std::uint32_t random) {
-  const std::uint32_t up = stochastic ? random >> (32 - dropped) : (1u << (dropped - 1)) - 1 + (b >> dropped & 1);
-  return (b + up) >> dropped;
+inline std::uint32_t rounding(std::uint32_t b, std::uint32_t counter) {
+  return stochastic ? random_bits(counter) >> (32 - dropped) : (1u << (dropped - 1)) - 1 + (b >> dropped & 1);
 }
 
 // Calls f(stochastic) with the flag as a type.
@@ -40,7 +39,7 @@ void narrow(const float* x, std::uint16_t* y, Rounding r, std::ptrdiff_t n) noex
 #pragma omp simd
     for (std::uint32_t i = 0; i < static_cast<std::uint32_t>(n); ++i) {
       const std::uint32_t b = bits(x[i]);
-      const std::uint32_t code = rounded<16, decltype(stochastic)::value>(b, random_bits(r.key + i));
+      const std::uint32_t code = (b + rounding<16, decltype(stochastic)::value>(b, r.key + i)) >> 16;
       y[i] = static_cast<std::uint16_t>(bits_of_magnitude(b) > kInfinite ? kNan >> 16 : code);
     }
   });
@@ -96,43 +95,66 @@ constexpr std::uint32_t kLowestBase = (1u << (23 - kDropped)) - 1;  // a code of
 template <bool is_signed>
 constexpr std::uint32_t highest_code = is_signed ? 125 : 253;
 
-// The codes go through a buffer of 32-bit integers: the compiler would else do parts of the arithmetic in 8 bits, and
-// convert many times.
+constexpr std::uint32_t kSpecialBase = kInfiniteUpper - 1;  // a code of `highest` + 1 is infinity, of + 2 NaN
+
+// In halves of float32s, for in 16 bits a register holds twice as many.
 template <bool is_signed, bool is_finite>
 void decode_group(const std::uint8_t* codes, std::uint32_t base, float* y, std::ptrdiff_t n) {
-  constexpr std::uint32_t highest = highest_code<is_signed>;
-  std::uint32_t wide[kCodeGroup];
-#pragma omp simd
-  for (std::ptrdiff_t i = 0; i < n; ++i) wide[i] = codes[i];
+  constexpr std::uint16_t highest = highest_code<is_signed>;
+  const auto base16 = static_cast<std::uint16_t>(base);
+  std::uint16_t halves[kCodeGroup];
 #pragma omp simd
   for (std::ptrdiff_t i = 0; i < n; ++i) {
-    const std::uint32_t code = is_signed ? wide[i] & 0x7f : wide[i];
-    std::uint32_t upper = code + base;
-    if (!is_finite) upper = code > highest ? code + (kInfiniteUpper - highest - 1) : upper;
-    const std::uint32_t size = code == 0 ? 0 : upper << kDropped;
-    y[i] = from_bits<float>(is_signed ? size | (wide[i] & 0x80) << 24 : size);
+    const std::uint16_t c = codes[i], code = is_signed ? c & 0x7f : c;
+    auto upper = static_cast<std::uint16_t>(code + base16);
+    if (!is_finite && code > highest) upper = static_cast<std::uint16_t>(code - highest + kSpecialBase);
+    const auto size = static_cast<std::uint16_t>(upper << (kDropped - 16));
+    const std::uint16_t nonzero = code == 0 ? 0 : size;
+    halves[i] = is_signed ? static_cast<std::uint16_t>(nonzero | (c & 0x80) << 8) : nonzero;
+  }
+  widen(halves, y, n);
+}
+
+// The rounded halves of x; returns the largest magnitude's bits.
+template <bool stochastic>
+inline std::int32_t round_halves(const float* x, std::uint16_t* halves, std::uint32_t key, std::ptrdiff_t n) {
+  std::int32_t largest = 0;
+#pragma omp simd reduction(max : largest)
+  for (std::uint32_t i = 0; i < static_cast<std::uint32_t>(n); ++i) {
+    const std::uint32_t b = bits(x[i]);
+    const auto size = static_cast<std::int32_t>(bits_of_magnitude(b));
+    largest = size > largest ? size : largest;
+    halves[i] = static_cast<std::uint16_t>((b + rounding<kDropped, stochastic>(b, key + i)) >> 16);
+  }
+  return largest;
+}
+
+template <bool is_signed>
+void encode_halves(const std::uint16_t* halves, std::uint8_t* codes, std::uint32_t base, std::ptrdiff_t n) {
+  const auto base16 = static_cast<std::int16_t>(base);
+#pragma omp simd
+  for (std::ptrdiff_t i = 0; i < n; ++i) {
+    const auto upper = static_cast<std::int16_t>((halves[i] & 0x7fff) >> (kDropped - 16));
+    const auto above = static_cast<std::int16_t>(upper - base16);
+    const std::int16_t lowest = is_signed || upper == 0 ? 0 : 1;  // an average of squares must not become zero
+    const std::int16_t code = above > lowest ? above : lowest;
+    codes[i] = static_cast<std::uint8_t>(is_signed ? code | (halves[i] >> 8 & 0x80) : code);
   }
 }
 
-template <bool is_signed, bool is_finite, bool stochastic>
-void encode_group(const float* x, std::uint8_t* codes, std::uint32_t base, std::uint32_t key, std::ptrdiff_t n) {
+// The same of a group with infinities or NaN.
+template <bool is_signed, bool stochastic>
+void encode_special(const float* x, std::uint8_t* codes, std::uint32_t base, std::uint32_t key, std::ptrdiff_t n) {
   constexpr std::uint32_t highest = highest_code<is_signed>;
-  std::uint32_t wide[kCodeGroup];
-#pragma omp simd
   for (std::uint32_t i = 0; i < static_cast<std::uint32_t>(n); ++i) {
     const std::uint32_t b = bits(x[i]), size = bits_of_magnitude(b);
-    const std::uint32_t random = stochastic ? random_bits(key + i) : 0;
-    const auto above = static_cast<std::int32_t>(rounded<kDropped, stochastic>(size, random) - base);
-    const std::int32_t lowest = !is_signed && size != 0;  // an average of squares must not become zero
-    auto code = static_cast<std::uint32_t>(above > lowest ? above : lowest);
-    if (!is_finite) {
-      code = code < highest ? code : highest;
-      code = size < kInfinite ? code : size == kInfinite ? highest + 1 : highest + 2;
-    }
-    wide[i] = is_signed ? code | (b >> 24 & 0x80) : code;
+    const std::uint32_t upper = (size + rounding<kDropped, stochastic>(size, key + i)) >> kDropped;
+    const std::uint32_t lowest = is_signed || upper == 0 ? 0 : 1;
+    std::uint32_t code = upper > base + lowest ? upper - base : lowest;
+    code = code < highest ? code : highest;
+    if (size >= kInfinite) code = size == kInfinite ? highest + 1 : highest + 2;
+    codes[i] = static_cast<std::uint8_t>(is_signed ? code | (b >> 24 & 0x80) : code);
   }
-#pragma omp simd
-  for (std::ptrdiff_t i = 0; i < n; ++i) codes[i] = static_cast<std::uint8_t>(wide[i]);
 }
 
 template <bool is_signed>
@@ -148,34 +170,26 @@ void decode_group(const std::uint8_t* codes, float scale, float* y, std::ptrdiff
 template <bool is_signed, bool stochastic>
 float encode_group(const float* x, std::uint8_t* codes, std::uint32_t key, std::ptrdiff_t n) {
   constexpr std::uint32_t highest = highest_code<is_signed>;
-  std::int32_t largest = 0;
-#pragma omp simd reduction(max : largest)
+  const auto scale_of = [](std::int32_t largest) {
+    const std::uint32_t top = (static_cast<std::uint32_t>(largest) + (1u << kDropped) - 1) >> kDropped;
+    return top > kLowestBase + highest ? top : kLowestBase + highest;
+  };
+  std::uint16_t halves[kCodeGroup];
+  std::int32_t largest = round_halves<stochastic>(x, halves, key, n);
+  std::uint32_t top = scale_of(largest);
+  if (top < kInfiniteUpper) {
+    encode_halves<is_signed>(halves, codes, top - highest, n);
+    return from_bits<float>(top << kDropped);
+  }
+  largest = 0;  // of the finite numbers
   for (std::ptrdiff_t i = 0; i < n; ++i) {
     const auto size = static_cast<std::int32_t>(bits_of_magnitude(bits(x[i])));
-    largest = size > largest ? size : largest;
+    if (size > largest && size < static_cast<std::int32_t>(kInfinite)) largest = size;
   }
-  const auto rounded_up = [](std::int32_t size) {
-    return (static_cast<std::uint32_t>(size) + (1u << kDropped) - 1) >> kDropped;
-  };
-  std::uint32_t top = rounded_up(largest);
-  const bool is_finite = top < kInfiniteUpper;
-  if (!is_finite) {
-    largest = 0;
-    for (std::ptrdiff_t i = 0; i < n; ++i) {
-      const auto size = static_cast<std::int32_t>(bits_of_magnitude(bits(x[i])));
-      largest = size > largest && size < static_cast<std::int32_t>(kInfinite) ? size : largest;
-    }
-    top = rounded_up(largest);
-    top = top < kInfiniteUpper ? top : kInfiniteUpper - 1;
-  }
-  top = top > kLowestBase + highest ? top : kLowestBase + highest;
-  const std::uint32_t base = top - highest, scale = top << kDropped;
-  if (is_finite) {
-    encode_group<is_signed, true, stochastic>(x, codes, base, key, n);
-    return from_bits<float>(scale);
-  }
-  encode_group<is_signed, false, stochastic>(x, codes, base, key, n);
-  return from_bits<float>(scale | kSign);
+  top = scale_of(largest);
+  top = top < kInfiniteUpper ? top : kInfiniteUpper - 1;
+  encode_special<is_signed, stochastic>(x, codes, top - highest, key, n);
+  return from_bits<float>(top << kDropped | kSign);
 }
 
 // Calls f(begin, n, group) for the groups of n elements.

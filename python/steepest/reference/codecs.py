@@ -93,7 +93,7 @@ def to_8bit(x: Array, signed: bool, random: Array | None = None) -> tuple[Array,
     top = np.where(top < _U(0x7F8), top, _U(0x7F7))
     top = np.where(top > _U(7) + highest, top, _U(7) + highest)  # a code of 1 is a normal number
     above = (upper - (top - highest)).view(np.int32)
-    lowest = np.where(size == 0, 0, 0 if signed else 1).astype(np.int32)
+    lowest = np.where(upper == 0, 0, 0 if signed else 1).astype(np.int32)
     code = np.where(above > lowest, above, lowest).astype(_U)
     code = np.where(special & (code > highest), highest, code)
     code = np.where(finite, code, highest + _U(1) + (size > _INFINITE))
