@@ -4,8 +4,8 @@
 
 Two cases, Adam and five seeds each. Fashion-MNIST: the 784-128-10 network, batches of 32, 5 epochs, a cosine. Hard: an
 embedding of 4,000 rows, of which Zipf's law leaves most without a gradient in most steps, and ten layers of 64 units
-under it, from whose loss, scaled by 1e-6, gradients reach down to 1e-10 and less (eps = 1e-20). Numbers are of the test
-set or of samples that were not trained on: the mean over the seeds, +- the standard deviation. In a pair, both runs have the same seed.
+under it, from whose loss, scaled by 1e-6, gradients reach down to 1e-10 and less (eps = 1e-20). Numbers
+are of the test set or of samples that were not trained on. Differences are between runs of the same seed.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def rows_of(name: str, case: Callable[..., tuple[float, float]]) -> Iterator[str
 def main() -> None:
     print("# State in fewer bytes: what it learns\n")
     print(
-        "Made by `python bench/low_precision.py`, which says what the cases are. Five seeds: mean ± standard deviation.\n"
+        "Made by `python bench/low_precision.py`, which says what the cases are; five seeds, mean ± deviation.\n"
     )
     print("| Case | State | Loss | Accuracy, % | Loss less float32's, same seed | Accuracy less float32's, points |")
     print("|---|---|---:|---:|---:|---:|")

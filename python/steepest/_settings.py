@@ -84,6 +84,7 @@ DEFAULTS: dict[str, Any] = {
     "early_stopping": None,
     "l1": 0.0,
     "weight_decay": None,
+    "state_dtype": None,
     "class_weight": None,
     "seed": 0,
 }
@@ -119,9 +120,9 @@ def for_resumed_run(args: argparse.Namespace, kept: Mapping[str, Any]) -> dict[s
     """The settings that a run was started with, and the epochs now asked for."""
     asked = given(args)
     for name, value in asked.items():
-        if name not in MAY_CHANGE and value != kept[name]:
+        if name not in MAY_CHANGE and value != kept.get(name):
             option = name.replace("_", "-")
-            raise ValueError(f"--{option}: the run to resume has {kept[name]}, not {value}; leave it out")
+            raise ValueError(f"--{option}: the run to resume has {kept.get(name)}, not {value}; leave it out")
     return {**kept, **{name: asked[name] for name in MAY_CHANGE if name in asked}}
 
 
@@ -136,7 +137,9 @@ def make_optimizer(settings: dict[str, Any], model: nn.Sequential, steps: int) -
     """The optimizer with its schedule; fills in the rate and the weight decay that it turns out to have."""
     own = SUITED.get(settings["optimizer"], Suited())
     groups = model.param_groups(weight_decay=settings["weight_decay"], l1=settings["l1"])
-    optimizer: sp.Optimizer = getattr(sp, OPTIMIZERS[settings["optimizer"]])(groups, **own.options)
+    optimizer: sp.Optimizer = getattr(sp, OPTIMIZERS[settings["optimizer"]])(
+        groups, state_dtype=settings.get("state_dtype"), **own.options
+    )
     settings["lr"] = settings["lr"] or optimizer.lr
     settings["weight_decay"] = optimizer.param_groups[0]["weight_decay"]
     optimizer.lr = SCHEDULES[settings["schedule"]].make(settings["lr"], steps, settings["schedule_epochs"])
@@ -167,6 +170,8 @@ def in_words(settings: Mapping[str, Any]) -> str:
     rate = f"learning rate {settings['lr']:g} {plan.words}".rstrip() + over
     said = {**own.options, "weight decay": settings["weight_decay"], "l1": settings["l1"]}
     options = "".join(f", {name} {value:g}" for name, value in said.items() if value)
+    if settings.get("state_dtype"):
+        options += f", {settings['state_dtype']} state"
     stopping = f", early stopping after {settings['early_stopping']} without a smaller validation loss"
     size = f"{settings['epochs']} epoch{'s' * (settings['epochs'] != 1)} in batches of {settings['batch_size']}"
     return (

@@ -168,6 +168,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--early-stopping", stopping, type=_count, metavar="N")
     add("--l1", "L1 penalty of weights, not biases (default: 0)", type=_not_negative, metavar="RATE")
     add("--weight-decay", f"of weights, not biases {own}", type=_not_negative, metavar="RATE")
+    add("--state-dtype", "of the optimizer (default: float32)", choices=("float32", "bfloat16", "8bit"))
     weights = "balanced (rare classes count as much as frequent ones), or factors by label (default: 1)"
     add("--class-weight", weights, type=_class_weights, metavar="LABEL=FACTOR[,...]")
     seed = "of the split, the initial weights and the order of samples (default: 0)"
