@@ -45,7 +45,7 @@ class Way(NamedTuple):
 def _add_quantization(group: Any) -> None:
     text = "int8 weights, integer arithmetic; ranges of inputs from training data, or anew for every batch"
     group.add_argument("--quantize", nargs="?", const="static", choices=("static", "dynamic"), help=text)
-    group.add_argument("--bits", type=int, choices=(8, 1), default=8, help="of a weight (default: 8; 1: its sign)")
+    group.add_argument("--bits", type=int, choices=(8, 7, 1), default=8, help="of a weight (default: 8; 1: its sign)")
     text = "of a layer's inputs that static ranges hold, from either end (default: 100)"
     group.add_argument("--percentile", type=float, default=100.0, help=text, metavar="P")
     text = "training samples that static ranges are taken from (default: 1000)"

@@ -46,7 +46,7 @@ def write(path: str, document: Mapping[str, Any]) -> None:
     data = save(tensors, {"steepest": text})
     at = data.index(MARK) + len(MARK)
     view = memoryview(data)
-    _replace(path, (view[:at], memoryview(_checksum(view, at)), view[at + len(ZEROS) :]))
+    replace(path, (view[:at], memoryview(_checksum(view, at)), view[at + len(ZEROS) :]))
 
 
 def read(path: str) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _checksum(data: memoryview, at: int) -> bytes:
     return digest.hexdigest().encode()
 
 
-def _replace(path: str, parts: Iterable[memoryview]) -> None:
+def replace(path: str, parts: Iterable[memoryview]) -> None:
     target = os.path.realpath(path)  # what a link points to is replaced, not the link
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".steepest-{os.urandom(8).hex()}.tmp")

@@ -1,4 +1,4 @@
-"""The command line: `steepest train | tune | evaluate | predict | compress | verify | bench | info`.
+"""The command line: `steepest train | tune | evaluate | predict | compress | export | verify | bench | info`.
 
 Exit codes: 0 done; 1 a proof failed; 2 an error, said in one line on stderr; 130 Ctrl-C; 141 the
 reader of the output went away.
@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 import steepest as sp
-from steepest import _compress_command
+from steepest import _compress_command, _export_command
 from steepest._model_commands import evaluate, predict
 from steepest._proof import ProofError
 from steepest._settings import ACTIVATIONS, OPTIMIZERS, SCHEDULES
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_and_data(sub)
     sub.add_argument("--out", help="where to (default: standard output)", metavar="FILE")
     _compress_command.add_options(command("compress", _compress_command.compress, "make a trained model smaller"))
+    _export_command.add_options(command("export", _export_command.export, "write a model as ONNX"))
     sub = command("verify", verify, "compare every kernel with its NumPy formula, bit for bit")
     sub.add_argument("--quick", action="store_true", help="fewer combinations of options")
     sub = command("bench", bench, "time the kernels against NumPy on this machine")

@@ -36,8 +36,9 @@ def quantize(
       quickest). None is "dynamic": every batch's own range is found when it is predicted.
     - `percentile` (100): 100 is the least and the largest input that calibration saw; 99.9 leaves out
       the 0.1% at either end, which are then clipped, and resolves the rest more finely.
-    - `bits` (8): 8 or 1, or one for each layer with weights. Weights w of a unit (or filter) become
+    - `bits` (8): 8, 7 or 1, or one for each layer with weights. Weights w of a unit (or filter) become
       q = round(w / s), s = max |w| / 127 with 8 bits (rounded to even, symmetric, each unit its own s);
+      with 7 bits max |w| / 63, for runtimes whose sums of two products saturate in int16 (x86 without VNNI);
       with 1 bit sign(w), +1 for 0, and s = mean |w|. Without training for it, binary weights cost much
       accuracy; `bits=(8, 1, 8)` spares the first and the last layer.
 
@@ -90,8 +91,8 @@ def _check_model(model: Any) -> None:
 
 def _widths(bits: int | Sequence[int], layers: int) -> Any:
     widths = [bits] * layers if isinstance(bits, int) else list(bits)
-    if len(widths) != layers or any(width not in (1, 8) for width in widths):
-        raise ValueError(f"bits: expected 8 or 1, or one for each of {layers} layers with weights, got {bits!r}")
+    if len(widths) != layers or any(width not in (1, 7, 8) for width in widths):
+        raise ValueError(f"bits: expected 8, 7 or 1, or one for each of {layers} layers with weights, got {bits!r}")
     return iter(widths)
 
 
@@ -107,18 +108,18 @@ def _quantized(layer: Layer, name: str, bits: int, code: Code | None) -> Layer:
     for what, array in (("weight", weight), ("bias", bias)):
         if not np.isfinite(array).all():
             raise ValueError(f"{name}: expected a finite {what}, got NaN or infinite values")
-    q, scale = _signs(weight) if bits == 1 else _rounded(weight)
+    q, scale = _signs(weight) if bits == 1 else _rounded(weight, 2 ** (bits - 1) - 1)
     if isinstance(layer, nn.Conv2D):
         return QuantizedConv2D(q, scale, bias, code, bits, stride=layer.stride, padding=layer.padding)
     return QuantizedDense(q, scale, bias, code, bits)
 
 
-def _rounded(weight: Array) -> tuple[Array, Array]:
-    """int8 in -127..127 and the scale of each unit; 1 where all of its weights are as good as zero."""
+def _rounded(weight: Array, most: int) -> tuple[Array, Array]:
+    """int8 in -most..most and the scale of each unit; 1 where all of its weights are as good as zero."""
     inputs = tuple(range(weight.ndim - 1))
-    scale = np.abs(weight).max(inputs) / np.float32(127)
+    scale = np.abs(weight).max(inputs) / np.float32(most)
     scale = np.where(scale < np.finfo(np.float32).tiny, np.float32(1), scale)
-    return np.clip(np.rint(weight / scale), -127, 127).astype(np.int8), scale
+    return np.clip(np.rint(weight / scale), -most, most).astype(np.int8), scale
 
 
 def _signs(weight: Array) -> tuple[Array, Array]:

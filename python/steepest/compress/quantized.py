@@ -6,7 +6,7 @@ What a `QuantizedModel` is made of, and exactly what it computes; an exporter ne
   `QuantizedMaxPool2D` in place of `MaxPool2D`, all others as they were. `Dropout` does nothing.
 - Of a quantised layer: `weight` W, int8 in -127..127, of the float weight's shape (inputs, units) or
   (height, width, channels, filters); `scale` s_w and `bias` b, float32 (units,), b zeros where there
-  was none; `bits` 8, or 1, where W is -1 or 1; `input` (s_x, z_x), or None where it is dynamic.
+  was none; `bits` 8, 7 (-63..63), or 1 (-1 or 1); `input` (s_x, z_x), or None where it is dynamic.
 - A static layer takes q = clip(round(x / s_x) + z_x, 0, 255) as uint8: QuantizeLinear, its quotient in
   float32, rounded to nearest even. A dynamic one finds s_x and z_x from the least and the largest value
   of the whole batch: DynamicQuantizeLinear (`steepest.reference.byte_code`).
@@ -210,7 +210,7 @@ class QuantizedModel(Sequential):
     def kind(self) -> str:
         """In words: "int8, static" and the like."""
         bits = sorted({layer.bits for layer in self.quantized_layers})
-        names = {1: "binary", 8: "int8"}
+        names = {1: "binary", 7: "int7", 8: "int8"}
         ranges = "dynamic" if self.quantized_layers[0].input is None else "static"
         return f"{' and '.join(names[n] for n in bits)}, {ranges}"
 

@@ -32,7 +32,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
 
     >>> from sklearn.datasets import load_digits
     >>> X, y = load_digits(return_X_y=True)
-    >>> clf = MLPClassifier((64,), solver="adamw", learning_rate="one-cycle", learning_rate_init=0.01, max_iter=15)
+    >>> rate = {"learning_rate": "one-cycle", "learning_rate_init": 0.02}
+    >>> clf = MLPClassifier((64,), solver="adamw", **rate, max_iter=15, random_state=0)
     >>> clf.fit(X[:1200] / 16, y[:1200]).score(X[1200:] / 16, y[1200:]) > 0.9
     True
     """
