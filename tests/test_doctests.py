@@ -38,8 +38,11 @@ def test_every_rule_loss_and_schedule_has_an_example() -> None:
     assert [f.__name__ for f in public if ">>>" not in (f.__doc__ or "")] == []
 
 
-def test_examples_of_the_readme_hold(capsys: pytest.CaptureFixture[str]) -> None:
+def test_examples_of_the_readme_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """They run, one after the other, and print what stands beside each print."""
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text("utf-8"), re.S)
     names: dict[str, Any] = {name: np.ones(3) for name in ("W", "b", "dW", "db")} | {
         "schedule": schedules.constant(0.1)

@@ -253,8 +253,8 @@ def _quantized(graph: _Graph, layer: Any, shape: tuple[int, ...]) -> None:
         graph.current = graph.add("Mul", graph.add("Cast", total, to=TensorProto.FLOAT), scales)
         graph.step("Add", graph.constant(layer.bias.reshape(per_unit)))
         return
-    scale, zero_point = np.float32(layer.input[0]), np.uint8(layer.input[1])
-    code = [graph.constant(scale), graph.constant(zero_point)]
+    step = np.float32(layer.input[0])
+    code = [graph.constant(step), graph.constant(np.uint8(layer.input[1]))]
     graph.step("QuantizeLinear", *code)
     graph.step("DequantizeLinear", *code)
     axis = 0 if is_image else 1
@@ -265,9 +265,9 @@ def _quantized(graph: _Graph, layer: Any, shape: tuple[int, ...]) -> None:
         graph.step("MatMul", floats)
         graph.step("Add", graph.constant(layer.bias))
         return
-    step = scale * layer.scale
-    bias = np.clip(np.rint(layer.bias / step), -(2**31), 2**31 - 1).astype(np.int32)
-    biases = graph.constant(bias), graph.constant(step), graph.constant(units.astype(np.int32))
+    steps = step * layer.scale
+    bias = np.clip(np.rint(layer.bias / steps), -(2**31), 2**31 - 1).astype(np.int32)
+    biases = graph.constant(bias), graph.constant(steps), graph.constant(units.astype(np.int32))
     graph.step("Conv", floats, graph.add("DequantizeLinear", *biases, axis=0), **window)
 
 
