@@ -9,12 +9,6 @@ constexpr int kAligned = 0x100, kWriteable = 0x400;  // NumPy's flags
 
 [[noreturn]] void refuse(const std::string& name, const std::string& why) { Flaw{why, false}.raise(name); }
 
-bool is_native(char byte_order) {
-  const std::uint16_t probe = 1;
-  const bool is_little = *reinterpret_cast<const unsigned char*>(&probe) == 1;
-  return byte_order != (is_little ? '>' : '<');
-}
-
 // Whether it is ml_dtypes' dtype, or bfloat16_bits() or a copy of it. Without importing either.
 bool is_bfloat16(const py::dtype& dtype) {
   constexpr int first_user_defined = 256;

@@ -78,6 +78,8 @@ std::string type_name(py::handle object);  // of its type
 double number_from(py::handle object, const std::string& name);
 std::int64_t count_from(py::handle object, const std::string& name);  // an integer >= 0
 
+bool is_native(char byte_order);
+
 bool is_masked(py::handle array);  // a masked array: its mask would be ignored
 
 // While it lives, the arrays' memory cannot go: a reference keeps each alive, and a weak reference makes NumPy refuse

@@ -104,7 +104,7 @@ double elementwise(typename LossKernels<T>::Elementwise kernel, std::ptrdiff_t b
     }
     return kernel(x.as<const T>() + begin, y.as<const T>() + begin, block_weight, g.as<T>() + begin, scale, delta, n);
   });
-  return mean ? sum * scale : sum;
+  return sum * scale / kTermScale<T>;
 }
 
 template <class T>
@@ -137,14 +137,15 @@ void read_labels(const py::array& labels, std::vector<std::int64_t>& result, std
                  const std::optional<std::int64_t>& ignored) {
   const auto* x = static_cast<const Int*>(labels.data());
   for (std::size_t i = 0; i < result.size(); ++i) {
+    const Int label = *const_cast<const volatile Int*>(x + i);  // read once, whoever writes to it
     const bool is_ignored =
-        ignored && static_cast<std::int64_t>(x[i]) == *ignored && !(std::is_unsigned_v<Int> && *ignored < 0);
-    const bool in_range = x[i] >= 0 && static_cast<std::uint64_t>(x[i]) < static_cast<std::uint64_t>(classes);
+        ignored && static_cast<std::int64_t>(label) == *ignored && !(std::is_unsigned_v<Int> && *ignored < 0);
+    const bool in_range = label >= 0 && static_cast<std::uint64_t>(label) < static_cast<std::uint64_t>(classes);
     if (!is_ignored && !in_range) {
       throw py::value_error("labels: expected 0 to " + std::to_string(classes - 1) + " for " + std::to_string(classes) +
-                            " classes, got " + std::to_string(x[i]) + " at position " + std::to_string(i));
+                            " classes, got " + std::to_string(label) + " at position " + std::to_string(i));
     }
-    result[i] = is_ignored ? -1 : static_cast<std::int64_t>(x[i]);
+    result[i] = is_ignored ? -1 : static_cast<std::int64_t>(label);
   }
 }
 
@@ -161,8 +162,11 @@ std::vector<std::int64_t> checked_labels(const py::array& labels, const std::vec
     throw py::value_error(name + ": expected shape " + describe(shape) + ", got " + describe(shape_of(labels)));
   }
   const auto dtype = labels.dtype();
-  const py::array own =
-      py::module_::import("numpy").attr("array")(labels, dtype.attr("newbyteorder")("="), py::arg("order") = "C");
+  constexpr int plain = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  const bool is_plain = (labels.flags() & plain) == plain && is_native(dtype.byteorder());
+  const py::array own = is_plain ? labels
+                                 : py::array(py::module_::import("numpy").attr("array")(
+                                       labels, dtype.attr("newbyteorder")("="), py::arg("order") = "C"));
   std::vector<std::int64_t> result(static_cast<std::size_t>(own.size()));
   const bool is_signed = dtype.kind() == 'i';
   switch (dtype.itemsize()) {
@@ -225,7 +229,7 @@ double softmax_cross_entropy(const View& x, const std::vector<std::int64_t>& lab
                                               weight != nullptr ? weight + row : nullptr, scale, smoothing,
                                               divergence});
   });
-  return mean ? sum * scale : sum;
+  return sum * scale / kTermScale<T>;
 }
 
 // Logits of shape (..., classes)
@@ -315,7 +319,7 @@ double distillation(const View& x, const View& t, const std::vector<std::int64_t
                                          classes, labels.data() + row, weight != nullptr ? weight + row : nullptr,
                                          scale, alpha, temperature});
       });
-  return mean ? sum * scale : sum;
+  return sum * scale / kTermScale<T>;
 }
 
 py::tuple call_distillation(const py::object& logits, const py::object& teacher_logits, const py::object& labels,

@@ -72,6 +72,10 @@ constexpr std::ptrdiff_t kMaskBlock = 1024;
 // Losses and norms are summed over blocks of this many elements, whatever the ISA and the threads.
 constexpr std::ptrdiff_t kSumBlock = 2048;
 
+// The terms of a loss are added times this: sums of float64's may pass the largest number where their mean does not.
+template <class T>
+constexpr double kTermScale = sizeof(T) == sizeof(double) ? 0x1p-64 : 1;
+
 // Softmax takes at most so many rows as a block; rows of fewer than kFewClasses lie in tiles of kTile side by side.
 constexpr std::ptrdiff_t kMaxRows = 256, kTile = 16, kFewClasses = 32;
 

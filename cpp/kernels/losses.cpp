@@ -22,14 +22,15 @@ struct Point {
   V value, derivative;
 };
 
-// The sum of weight * loss(at); a weight of zero leaves the element out, whatever stands there. n <= kSumBlock.
+// The sum of weight * loss(at), times kTermScale; a weight of zero leaves the element out, whatever stands there. n <=
+// kSumBlock.
 template <class T, class Loss>
 inline Sum elementwise(const T* weight, T* gradient, double scale, std::ptrdiff_t n, Loss loss) {
   if (weight == nullptr) {
     return sum_terms<T>(n, [=](auto at) {
       const auto point = loss(at);
       at.set(gradient, point.derivative * scale);
-      return point.value;
+      return point.value * kTermScale<T>;
     });
   }
   return sum_terms<T>(n, [=](auto at) {
@@ -37,7 +38,7 @@ inline Sum elementwise(const T* weight, T* gradient, double scale, std::ptrdiff_
     const auto w = at(weight);
     const auto none = w - w;
     at.set(gradient, w == 0.0 ? none : point.derivative * (w * scale));
-    return w == 0.0 ? none : point.value * w;
+    return w == 0.0 ? none : point.value * kTermScale<T> * w;
   });
 }
 

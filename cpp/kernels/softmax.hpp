@@ -368,7 +368,7 @@ inline void row_results(const SoftmaxRows<T>& a, std::ptrdiff_t rows, RowValues<
     const V mass = by_label ? all<V>(1) : keep * of_row(v.mass) + smoothing;
     const V far = smoothed ? keep * to_label + uniform * of_row(v.to_all) : to_label;
     const V loss = mass * logarithm_1p(rest) + far * kUp;
-    store_register(v.terms + i, weight == 0.0 ? V{} : weight * loss);
+    store_register(v.terms + i, weight == 0.0 ? V{} : weight * (loss * kTermScale<T>));
     store_as(v.ratio + i, scale / whole);
     if (smoothed) store_as(v.even + i, by_label ? uniform * scale : uniform);
     if (by_label) {

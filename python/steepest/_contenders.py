@@ -122,6 +122,36 @@ def mse_preallocated(x: Array, y: Array, s: State) -> tuple[float, Array]:
     return loss, d
 
 
+def mae(x: Array, y: Array, s: State) -> tuple[float, Array]:
+    d = x - y
+    return np.abs(d).mean(), np.sign(d) / d.size
+
+
+def mae_preallocated(x: Array, y: Array, s: State) -> tuple[float, Array]:
+    d = np.subtract(x, y, out=s["a"])
+    loss = np.abs(d, out=s["b"]).mean()
+    np.sign(d, out=d)
+    d *= 1 / d.size
+    return loss, d
+
+
+def huber(x: Array, y: Array, s: State) -> tuple[float, Array]:
+    d = x - y
+    a = np.abs(d)
+    return np.where(a <= 1, 0.5 * d**2, a - 0.5).mean(), np.clip(d, -1, 1) / d.size
+
+
+def huber_preallocated(x: Array, y: Array, s: State) -> tuple[float, Array]:
+    d, a, b = np.subtract(x, y, out=s["a"]), s["b"], s["c"]
+    np.minimum(np.abs(d, out=a), 1, out=b)  # with c = min(|d|, 1): c (|d| - c / 2)
+    a -= 0.5 * b
+    a *= b
+    loss = a.mean()
+    np.clip(d, -1, 1, out=d)
+    d *= 1 / d.size
+    return loss, d
+
+
 def binary_cross_entropy(x: Array, y: Array, s: State) -> tuple[float, Array]:
     loss = (np.maximum(x, 0) - x * y + np.log1p(np.exp(-np.abs(x)))).mean()
     return loss, (1 / (1 + np.exp(-x)) - y) / x.size

@@ -164,7 +164,8 @@ def _kernels() -> dict[str, Kernel]:
     rules = sorted(reference.RULES, key=lambda name: name != "AdamW")
     kernels = {name.lower(): _rule_kernel(getattr(sp, name)) for name in rules}
     kernels["sgd_momentum"] = _rule_kernel(partial(sp.SGD, momentum=0.9))
-    kernels["mse"] = Kernel(partial(_loss, losses.mse, *_both("mse"), 0), 0, 1, 2)
+    for name in ("mse", "mae", "huber"):
+        kernels[name] = Kernel(partial(_loss, getattr(losses, name), *_both(name), 0), 0, 1, 2)
     binary, softmax = _both("binary_cross_entropy"), _both("softmax_cross_entropy")
     kernels["binary_cross_entropy"] = Kernel(partial(_loss, losses.binary_cross_entropy, *binary, 0), 0, 1, 2)
     for classes in (10, 1000):

@@ -8,6 +8,8 @@ from steepest.reference.functions import Array, exp, log, log1p, sgn
 from steepest.reference.sums import FEW_CLASSES, ROW_LANES, row_sums, sums_less_one, total, total_of_rows, value
 
 DOWN, UP = 2.0**-64, 2.0**64  # of distances: that of two float64 logits may overflow
+# of terms while they are added: the sum of float64's may overflow where the mean does not
+TERM_SCALE = {np.dtype(np.float32): 1.0, np.dtype(np.float64): DOWN}
 
 
 def _scale(reduction: str, weight: float) -> float:
@@ -36,27 +38,33 @@ def _distances(top: Array, x: Array) -> Array:
     return top[:, None].astype(np.float64) * DOWN - x.astype(np.float64) * DOWN
 
 
+def _of_rows(losses: Array, weight: Array, weight_sum: float, logits: Array, reduction: str) -> tuple[float, Array]:
+    """The mean (or sum) of the rows' losses, and the weighted terms."""
+    down = TERM_SCALE[logits.dtype]
+    with np.errstate(all="ignore"):
+        terms, scaled = (np.where(weight == 0, 0.0, weight * part) for part in (losses, losses * down))
+        return total_of_rows(scaled, logits.shape[-1]) * _scale(reduction, weight_sum) / down, terms
+
+
 def _elementwise(
     terms: Array, derivative: Array, x: Array, reduction: str, sample_weight: Array | None
 ) -> tuple[float, Array, Array]:
     """The loss, its gradient, and the weighted terms that were summed (all in double)."""
-    inner = 1
+    down = TERM_SCALE[x.dtype]
+    scaled = terms * down
     if sample_weight is None:
-        total_weight = float(x.size)
-        scale = _scale(reduction, total_weight)
+        scale = _scale(reduction, float(x.size))
         gradient = derivative * scale
     else:
         inner = x.size // max(sample_weight.size, 1)
-        total_weight = total(sample_weight) * inner
-        scale = _scale(reduction, total_weight)
+        scale = _scale(reduction, total(sample_weight) * inner)
         spread = sample_weight.reshape(sample_weight.shape + (1,) * (x.ndim - sample_weight.ndim))
         w = np.broadcast_to(spread, x.shape).astype(np.float64)
         with np.errstate(all="ignore"):
-            terms = np.where(w == 0, 0.0, terms * w)
+            terms, scaled = (np.where(w == 0, 0.0, part * w) for part in (terms, scaled))
             gradient = np.where(w == 0, 0.0, derivative * (w * scale))
-    loss = total(terms, x.dtype)
     with np.errstate(over="ignore"):
-        return loss * scale if reduction == "mean" else loss, gradient.astype(x.dtype), terms
+        return total(scaled, x.dtype) * scale / down, gradient.astype(x.dtype), terms
 
 
 def mse(
@@ -177,14 +185,9 @@ def softmax_cross_entropy(
             numerator = np.where(e == 1, (mass_t - t) - t * rest_t, e * mass_t - t * whole_t)
             gradient = numerator * (scale / whole).astype(dtype)[:, None]
         losses = mass * log1p(rest) + (keep * to_label + uniform * to_all) * UP
-        terms = np.where(weight == 0, 0.0, weight * losses)
     gradient[weight == 0] = 0
-    loss = total_of_rows(terms, n)
-    return (
-        loss * _scale("mean", weight_sum) if reduction == "mean" else loss,
-        gradient.reshape(shape),
-        terms,
-    )
+    loss, terms = _of_rows(losses, weight, weight_sum, logits, reduction)
+    return loss, gradient.reshape(shape), terms
 
 
 def kl_divergence(
@@ -228,7 +231,7 @@ def distillation(
         apart = _sums(np.where(q == 0, q, q * (distance - _distances(teacher_top, t))))
         cross_entropy = log1p(rest) + distance[rows, y] * UP
         divergence = apart / (rest_teacher + 1) * UP / temperature + (log1p(rest_soft) - log1p(rest_teacher))
-        terms = np.where(weight == 0, 0.0, weight * (temperature * (soft * divergence) + hard * cross_entropy))
+        losses = temperature * (soft * divergence) + hard * cross_entropy
         factors = hard * scale / (rest + 1), soft * scale / (rest_soft + 1), soft * scale / (rest_teacher + 1)
         by_hard, by_soft, by_teacher = (factor.astype(dtype)[:, None] for factor in factors)
         gradient = e * by_hard + (e_soft * by_soft - e_teacher * by_teacher)
@@ -236,5 +239,5 @@ def distillation(
         of_label = e_soft[rows, y].astype(np.float64) * factors[1] - q[rows, y] * factors[2] - missing * factors[0]
         gradient[rows, y] = of_label.astype(dtype)
     gradient[weight == 0] = 0
-    loss = total_of_rows(terms, n)
-    return loss * _scale("mean", weight_sum) if reduction == "mean" else loss, gradient.reshape(shape), terms
+    loss, terms = _of_rows(losses, weight, weight_sum, logits, reduction)
+    return loss, gradient.reshape(shape), terms
