@@ -61,6 +61,12 @@ Flaw find_flaw(py::handle object, Use use, Also also, bool is_half) {
 
 }  // namespace
 
+bool is_native(char byte_order) {
+  const std::uint16_t probe = 1;
+  const bool is_little = *reinterpret_cast<const unsigned char*>(&probe) == 1;
+  return byte_order != (is_little ? '>' : '<');
+}
+
 py::dtype bfloat16_bits() {
   static const py::handle dtype =
       py::module_::import("numpy")  // never let go: the interpreter may end first
