@@ -83,6 +83,16 @@ def _against_torch(
     return contest({"ours": ours, f"torch {kind}": peer}, count, n)
 
 
+def _low_precision(state: str, peer: str, *, n: int) -> Contest:
+    peers: dict[str, Maker] = {
+        "torch-fused": partial(torch_step, "AdamW", "fused", ADAMW),
+        "float32": partial(steepest_step, partial(sp.AdamW, **ADAMW)),
+    }
+    ours = partial(steepest_step, partial(sp.AdamW, **ADAMW, state_dtype=state))
+    tolerance = {"bfloat16": 0.02, "8bit": 1.0}[state]  # what is small in its group is lost at first
+    return contest({"ours": ours, peer: peers[peer]}, 1, n, tolerance=tolerance)
+
+
 def _alone(count: int, n: int) -> Contest:
     return {"ours": steepest_step(sp.AdamW, Arrays(count, n)), "nothing": Contender(lambda: None)}
 
@@ -134,6 +144,10 @@ def _rules() -> Iterator[tuple[str, Case]]:
             torch(partial(_against_torch, rule, kind, 1, n, {"lr": 1e-3, **options}), bar),
         )
     yield "clip/adamw/64Mi/torch-fused", torch(partial(_against_torch, "AdamW", "fused", 1, n, ADAMW, 1.0), 1.25)
+    for state, bar in (("bfloat16", 1.2), ("8bit", 1.0)):
+        make = partial(_low_precision, state, n=n)
+        yield f"state/{state}/64Mi/torch-fused", torch(partial(make, "torch-fused"), bar)
+        yield f"state/{state}/64Mi/float32", Case(partial(make, "float32"), memory=48 * n)
     yield "overhead/4-arrays", Case(partial(_alone, 4, 4), 1.0, MICROSECONDS)
 
 

@@ -41,9 +41,10 @@ class Arrays:
         return list(zip(self.params, self.start, strict=True))
 
 
-def contest(makers: dict[str, Maker], count: int, n: int, dtype: str = "float32") -> Contest:
+def contest(makers: dict[str, Maker], count: int, n: int, dtype: str = "float32", tolerance: float = 1e-3) -> Contest:
     """Checks the contenders on arrays of their own, then gives them one set."""
-    check({name: make(Arrays(count, min(n, CHECKED), dtype)) for name, make in makers.items()})
+    apart = {name: make(Arrays(count, min(n, CHECKED), dtype)) for name, make in makers.items()}
+    check(apart, tolerance=tolerance)
     arrays = Arrays(count, n, dtype)
     return {name: make(arrays)._replace(answer=list) for name, make in makers.items()}
 

@@ -178,8 +178,8 @@ def _kernels() -> dict[str, Kernel]:
 KERNELS = _kernels()
 
 
-def check(contenders: Mapping[str, Contender], steps: int = 3) -> None:
-    """Takes some steps with each and raises `WrongAnswerError` if one ends elsewhere than ours."""
+def check(contenders: Mapping[str, Contender], steps: int = 3, tolerance: float = 1e-3) -> None:
+    """Takes some steps with each; `WrongAnswerError` if one is further from ours than that part of the way."""
     comparable = {name: contender for name, contender in contenders.items() if contender.answer is not list}
     for contender in comparable.values():
         for _ in range(steps):
@@ -190,7 +190,7 @@ def check(contenders: Mapping[str, Contender], steps: int = 3) -> None:
             for i in range(0, len(flat[0]), _TILE):
                 x, y, origin = (part[i : i + _TILE] for part in flat)
                 way, apart = float(np.abs(y - origin).max()), float(np.abs(y - x).max())
-                if not apart <= 1e-3 * way:
+                if not apart <= tolerance * way:
                     raise WrongAnswerError(f"{name} differs from ours by {apart:g} in a change of {way:g}")
 
 
