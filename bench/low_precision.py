@@ -108,9 +108,7 @@ def rows_of(name: str, case: Callable[..., tuple[float, float]]) -> Iterator[str
 
 def main() -> None:
     print("# State in fewer bytes: what it learns\n")
-    print(
-        "Made by `python bench/low_precision.py`, which says what the cases are; five seeds, mean ± deviation.\n"
-    )
+    print("Made by `python bench/low_precision.py`, which says what the cases are; five seeds, mean ± deviation.\n")
     print("| Case | State | Loss | Accuracy, % | Loss less float32's, same seed | Accuracy less float32's, points |")
     print("|---|---|---:|---:|---:|---:|")
     cases = {"Fashion-MNIST": fashion_mnist, "Hard": hard}
