@@ -125,7 +125,7 @@ def plots(saved: Results) -> None:
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "steepest"
+    matplotlib.rcParams |= {"svg.hashsalt": "steepest", "svg.fonttype": "none"}
     from matplotlib import pyplot
 
     lines = {"ours": "steepest", "torch-fused": "PyTorch fused", "optax-jit": "optax, jitted", "out=": "NumPy, out="}
