@@ -139,7 +139,7 @@ def plots(saved: Results) -> None:
                       for size, found in measured.items() if found[name]]  # fmt: skip
             if points:
                 speed.plot(*zip(*points, strict=True), style, color=f"C{color}", marker=".",
-                           label=f"{label}, {threads} thread{'s' * (threads > 1)}")  # fmt: skip
+                           label=label + f", {threads} thread{'s' * (threads > 1)}" * (peer != "out="))  # fmt: skip
         points = [(ADAMW_SIZES[size], 28 * ADAMW_SIZES[size] / t / 1e9) for size, found in measured.items()
                   if found["stream"] for t in [found["stream"]["ours"]]]  # fmt: skip
         stream = [(ADAMW_SIZES[size], 28 * ADAMW_SIZES[size] / t / 1e9) for size, found in measured.items()
