@@ -273,7 +273,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     ),
     "percentile": (lambda: compress.quantize(dense(), X, percentile=50), ValueError, "above 50, up to 100, got 50"),
     "percentile, dynamic": (lambda: compress.quantize(dense(), percentile=99), ValueError, "a dynamic range has none"),
-    "bits": (lambda: compress.quantize(dense(), bits=4), ValueError, "expected 8 or 1, .* got 4"),
+    "bits": (lambda: compress.quantize(dense(), bits=4), ValueError, "expected 8, 7 or 1, .* got 4"),
     "bits of two": (lambda: compress.quantize(dense(), bits=(8, 1)), ValueError, "each of 3 layers"),
     "NaN inputs": (lambda: compress.quantize(dense(), X).forward(X * np.nan), ValueError, "x: expected finite values"),
     "infinite inputs": (lambda: compress.quantize(dense()).forward(X + np.inf), ValueError, "x: expected finite"),
