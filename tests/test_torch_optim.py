@@ -505,6 +505,152 @@ def test_lion_and_momentum(name: str) -> None:
         getattr(ours, name)(a, lr=-1.0)
 
 
+LOW = pytest.mark.parametrize("state_dtype", ["bfloat16", "8bit"])
+
+
+def big(transposed: bool = True) -> list[Any]:
+    """Just large enough for low-precision state, with a last group of codes that is not full; and just too small."""
+    generator = torch.Generator().manual_seed(3)
+    first = torch.randn((41, 100), generator=generator)
+    return [
+        (first.t() if transposed else first).requires_grad_(),
+        torch.randn(4095, generator=generator).requires_grad_(),
+    ]
+
+
+def give_noise(step: int, params: list[Any]) -> None:
+    for i, p in enumerate(params):
+        generator = torch.Generator().manual_seed(100 * step + i)
+        p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=generator).to(p.dtype))
+    if step == 2:
+        params[0].grad = None
+
+
+@LOW
+@pytest.mark.parametrize("name", [*NAMES, "Lion", "Momentum"])
+def test_low_precision_state_is_the_cores(name: str, state_dtype: Any) -> None:
+    """To the bit, also where a checkpoint or a copy goes on."""
+    import steepest as sp
+
+    options = {**STATEFUL.get(name, {}), "weight_decay": 0.1, "lr": 0.01}
+    options.pop("centered", None)
+    a = big()
+    arrays = [p.detach().numpy().copy("K") for p in a]
+    mine, core = (getattr(m, name)(x, state_dtype=state_dtype, **options) for m, x in ((ours, a), (sp, arrays)))
+    if name == "NAdam":
+        for p in a:  # the core's is a double, PyTorch's of the default dtype
+            mine.state[p]["mu_product"] = torch.ones((), dtype=torch.float64)
+    for step in range(8):
+        if step == 3:
+            saved = io.BytesIO()
+            torch.save(mine.state_dict(), saved)
+            saved.seek(0)
+            mine = getattr(ours, name)(a, state_dtype=state_dtype, **options)
+            mine.load_state_dict(torch.load(saved))
+            saved.seek(0)
+            if name == "NAdam":
+                for p, kept in zip(a, torch.load(saved)["state"].values(), strict=True):
+                    mine.state[p]["mu_product"] = kept["mu_product"]  # torch rounds it to the parameter's dtype
+                saved.seek(0)
+            for key, x in torch.load(saved)["state"][0].items():
+                assert mine.state[a[0]][key].dtype == x.dtype and torch.equal(mine.state[a[0]][key], x)
+        elif step in (5, 6):
+            mine = pickle_copy(mine) if step == 5 else copy.deepcopy(mine)
+            a = mine.param_groups[0]["params"]
+        give_noise(step, a)
+        mine.step()
+        core.step([None if p.grad is None else p.grad.numpy() for p in a])
+    for p, array, kept in zip(a, arrays, core.state_dict()["state"].values(), strict=True):
+        assert p.detach().numpy().tobytes("K") == array.tobytes("K")
+        for key, x in kept.items():
+            if key in ("step", "mu_product"):
+                assert key not in mine.state[p] or mine.state[p][key] == x
+                continue
+            y = mine.state[p][key + "_code" if x.dtype == "uint8" else key]
+            y = (y.view(torch.uint16) if y.dtype == torch.bfloat16 else y).numpy()
+            assert y.dtype == x.dtype and y.shape == x.shape and y.tobytes("K") == x.tobytes("K")
+            if p.numel() >= 4096 and not key.endswith("_scale"):
+                assert x.dtype == {"bfloat16": "uint16", "8bit": "uint8"}[state_dtype]
+
+
+@LOW
+def test_low_precision_state_of_bfloat16_parameters(state_dtype: Any) -> None:
+    """They are stepped as float32 ones, and a checkpoint keeps every bit."""
+    a = [p.detach().bfloat16().requires_grad_() for p in big()]
+    b = [p.detach().float().requires_grad_() for p in a]
+    mine, wide = (ours.AdamW(x, lr=0.01, state_dtype=state_dtype) for x in (a, b))
+    for step in range(4):
+        if step == 3:
+            saved = copy.deepcopy(mine.state_dict())
+            mine = ours.AdamW(a, lr=0.01, state_dtype=state_dtype)
+            mine.load_state_dict(saved)
+        give_noise(step, a)
+        for p, q in zip(a, b, strict=True):
+            q.grad = None if p.grad is None else p.grad.float()
+        mine.step()
+        wide.step()
+    for p, q in zip(a, b, strict=True):
+        state = dict(mine.state[p])
+        assert torch.equal(state.pop("master_param"), q) and state.keys() == wide.state[q].keys()
+        for key, x in state.items():
+            assert x.dtype == wide.state[q][key].dtype and torch.equal(x, wide.state[q][key])
+
+
+def test_state_dtypes_move_into_each_other() -> None:
+    """State in floating-point numbers is encoded, codes are decoded; torch.optim does not take codes for numbers."""
+    a = big()
+    reference = theirs("AdamW", a, lr=0.01)
+    give_noise(0, a)
+    reference.step()
+    plain = copy.deepcopy(reference.state_dict())
+    mine = ours.AdamW(a, lr=0.01)
+    for state_dtype, tolerance in (("8bit", 2**-4), ("bfloat16", 2**-4 + 2**-8), (None, 2**-4 + 2**-8)):
+        mine.state_dtype = state_dtype
+        if state_dtype == "8bit":
+            mine.load_state_dict(plain)
+        give_noise(2, a)  # no gradient for the large one: codes stay codes, and numbers numbers
+        mine.step()
+        assert ("exp_avg" in mine.state[a[0]]) == (state_dtype != "bfloat16")
+        a[0].grad = torch.zeros_like(a[0])
+        mine.param_groups[0]["betas"] = (1 - 1e-15, 1 - 1e-15)
+        mine.step()
+        for name in ("exp_avg", "exp_avg_sq"):
+            x, first = mine.state[a[0]], plain["state"][0][name]
+            if state_dtype == "8bit":
+                assert name not in x and x[name + "_code"].dtype == torch.uint8
+                assert x[name + "_scale"].shape == (17,)
+            else:
+                assert x[name].dtype == getattr(torch, state_dtype or "float32") and name + "_code" not in x
+                assert ((x[name] - first).abs() <= tolerance * first.abs() + 1e-4 * first.abs().max()).all()
+        if state_dtype == "8bit":
+            codes = theirs("AdamW", a)
+            codes.load_state_dict(mine.state_dict())
+            with pytest.raises(KeyError, match="exp_avg"):
+                codes.step()
+
+
+def test_state_dtype_is_refused() -> None:
+    p = torch.zeros(5000, requires_grad=True)
+    with pytest.raises(ValueError, match="expected one of None, 'float32', 'bfloat16', '8bit', got 'int8'"):
+        ours.Lion([p], state_dtype="int8")
+    with pytest.raises(ValueError, match="state_dtype: expected None or \"float32\" beside centered=True, got '8bit'"):
+        ours.RMSprop([p], centered=True, state_dtype="8bit")
+    with pytest.raises(ValueError, match="state_dtype: expected None beside float64 parameters"):
+        ours.Adam([p.detach().double()], state_dtype="8bit")
+    optimizer = ours.Adam([p], state_dtype="8bit")
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    kept = dict(optimizer.state[p])
+    optimizer.state[p]["exp_avg_sq_scale"] = torch.zeros(3)
+    before = dict(optimizer.state[p])
+    with pytest.raises(ValueError, match=r"state: expected exp_avg_sq_scale of shape \(20,\), got \(3,\)"):
+        optimizer.step()
+    assert optimizer.state[p] == before
+    optimizer.state[p].update(kept)
+    optimizer.step()
+    assert optimizer.state[p]["step"] == 2
+
+
 def test_a_cycle_through_a_hook_is_collected() -> None:
     """The optimizer that steps in the backward pass."""
     p = torch.ones(3, requires_grad=True)

@@ -6,7 +6,7 @@
 namespace steepest::dlpack {
 
 constexpr std::int32_t kCpu = 1;
-constexpr std::uint8_t kFloat = 2;
+constexpr std::uint8_t kUnsigned = 1, kFloat = 2, kBfloat = 4;
 
 struct Tensor {
   void* data;

@@ -163,6 +163,10 @@ void Optimizer::check_differences(std::size_t group, Storage wanted) const {
   }
 }
 
+void Optimizer::count_slots(Tensor& tensor) const {
+  for (const char* name : state_names(tensor.group)) tensor.is_squares[tensor.slots++] = holds_squares(name);
+}
+
 void Optimizer::add_state(Tensor& tensor) const {
   const auto np = py::module_::import("numpy");
   const py::object shape = py::cast(shape_of(tensor.p.array));
@@ -175,11 +179,9 @@ void Optimizer::add_state(Tensor& tensor) const {
   const char* dtype = tensor.storage == Storage::eight_bit  ? "uint8"
                       : tensor.storage == Storage::bfloat16 ? "uint16"
                                                             : dtype_name(tensor.p.is_double);
+  count_slots(tensor);
   const auto names = state_names(tensor.group);
-  for (const char* name : names) {
-    tensor.is_squares[tensor.slots++] = holds_squares(name);
-    add(name, shape, dtype);
-  }
+  for (const char* name : names) add(name, shape, dtype);
   if (tensor.storage == Storage::eight_bit) {
     const py::object groups = py::int_((tensor.p.size + kCodeGroup - 1) / kCodeGroup);
     for (const char* name : names) add(std::string(name) + "_scale", groups, "float32");

@@ -158,6 +158,7 @@ class Optimizer {
   static Common read_common(const py::dict& options);
   std::string group_name(const std::string& what, std::size_t group) const;
   void check_differences(std::size_t group, Storage wanted) const;
+  void count_slots(Tensor& tensor) const;
   void add_state(Tensor& tensor) const;
   Tensor make_tensor(const py::object& array, const std::string& name, std::size_t group) const;
   static std::vector<Output> sorted_outputs(const std::vector<Tensor>& all);

@@ -21,6 +21,12 @@ bool is_float(const dlpack::Tensor& t) {
   return t.device == dlpack::kCpu && t.code == dlpack::kFloat && t.lanes == 1 && (t.bits == 32 || t.bits == 64);
 }
 
+// Whether its elements are as those of v, which may be codes.
+bool is_like(const dlpack::Tensor& t, const View& v) {
+  const std::uint8_t code = v.is_bfloat16 ? dlpack::kBfloat : v.itemsize == 1 ? dlpack::kUnsigned : dlpack::kFloat;
+  return t.device == dlpack::kCpu && t.code == code && t.lanes == 1 && t.bits == 8 * v.itemsize;
+}
+
 std::ptrdiff_t size_of(const dlpack::Tensor& t) {
   std::ptrdiff_t size = 1;
   for (std::int32_t i = 0; i < t.ndim; ++i) size *= t.shape[i];
@@ -168,9 +174,12 @@ class Tensors {
     return t;
   }
   View view_of(py::handle tensor, const std::string& name) const;
+  View view_of_state(py::handle tensor, const std::string& name) const;
+  void watch_state(const py::list& arrays, Watched& w, Tensor& tensor) const;
   Reference reference_to(py::handle tensor) const;
   Scalar scalar_of(const py::object& tensor) const;
   bool is_unmoved(py::handle tensor, const View& v, const Watched& w) const;
+  bool is_unmoved_state(std::size_t i, const Watched& w, const Tensor& tensor) const;
   bool is_unmoved(const Scalar& s) const;
   static bool lies_alike(const dlpack::Tensor& t, const Watched& w);
   const char* collect(const Objects& gradients);
@@ -205,6 +214,19 @@ View Tensors::view_of(py::handle tensor, const std::string& name) const {
   return no_array(t.begin(), size_of(t), t.bits == 64);
 }
 
+// Of what may be in codes: bfloat16, or a byte each.
+View Tensors::view_of_state(py::handle tensor, const std::string& name) const {
+  const dlpack::Tensor t = look(tensor);
+  View v = no_array(t.begin(), size_of(t), t.bits == 64);
+  v.itemsize = t.bits / 8;
+  v.is_bfloat16 = t.code == dlpack::kBfloat;
+  const bool is_code = v.itemsize == 1 || v.is_bfloat16;
+  if (!(is_float(t) || (is_code && is_like(t, v))) || !is_dense(t)) {
+    throw py::type_error(name + ": expected a dense CPU tensor of floating-point numbers or of codes");
+  }
+  return v;
+}
+
 Reference Tensors::reference_to(py::handle tensor) const {
   dlpack::Managed* managed = nullptr;
   if (exchange_->from_object(tensor.ptr(), &managed) != 0) throw py::error_already_set();
@@ -216,6 +238,27 @@ Tensors::Scalar Tensors::scalar_of(const py::object& tensor) const {
   const Scalar s{tensor, look(tensor)};
   if (!is_float(s.seen) || size_of(s.seen) != 1) throw py::type_error("state: expected a number in a CPU tensor");
   return s;
+}
+
+// The rule's arrays, then the scales of their codes if they are in 8 bits.
+void Tensors::watch_state(const py::list& arrays, Watched& w, Tensor& tensor) const {
+  optimizer_.count_slots(tensor);
+  for (const py::handle x : arrays) {
+    w.state.push_back(py::reinterpret_borrow<py::object>(x));
+    tensor.state.push_back(view_of_state(x, tensor.name + "'s state"));
+  }
+  const std::ptrdiff_t itemsize = tensor.state.empty() ? tensor.p.itemsize : tensor.state[0].itemsize;
+  tensor.storage = itemsize == 1 ? Storage::eight_bit : itemsize == 2 ? Storage::bfloat16 : Storage::full;
+  const std::size_t groups = tensor.storage == Storage::eight_bit ? 2 : 1;
+  if (tensor.state.size() != groups * tensor.slots) throw py::value_error(tensor.name + ": lacks state");
+  for (std::size_t i = 0; i < tensor.state.size(); ++i) {
+    const std::ptrdiff_t expected = i >= tensor.slots                 ? 4
+                                    : tensor.storage == Storage::full ? tensor.p.itemsize
+                                                                      : itemsize;
+    if (tensor.state[i].itemsize != expected || !is_unmoved_state(i, w, tensor)) {
+      throw py::value_error(tensor.name + ": expected state of the parameter's dtype, shape and memory order");
+    }
+  }
 }
 
 // `params` has for each parameter: its group, itself, what is stepped, its state's tensors (None: not made yet), its
@@ -240,18 +283,11 @@ void Tensors::watch(const py::list& groups, const py::dict& state, const py::lis
     Tensor tensor{name, view_of(w.target, name), {}, {}, entry[0].cast<std::size_t>()};
     tensor.progress.step = entry[6].cast<std::int64_t>();
     tensor.progress.in_float = w.mu_product && w.mu_product.seen.bits == 32;
-    for (const py::handle x : py::list(entry[3])) {
-      w.state.push_back(py::reinterpret_borrow<py::object>(x));
-      tensor.state.push_back(view_of(x, name + "'s state"));
-      if (!is_unmoved(x, tensor.state.back(), w) || tensor.state.back().is_double != tensor.p.is_double) {
-        throw py::value_error(name + ": expected state of the parameter's dtype, shape and memory order");
-      }
-    }
+    watch_state(entry[3], w, tensor);
     for (const py::object& x : w.state) w.references.push_back(reference_to(x));
     for (const Scalar& x : {w.step, w.mu_product}) {
       if (x) w.references.push_back(reference_to(x.object));
     }
-    if (w.state.size() != optimizer_.state_names(tensor.group).size()) throw py::value_error(name + ": lacks state");
     watched.push_back(std::move(w));
     tensors.push_back(std::move(tensor));
   }
@@ -279,7 +315,15 @@ bool Tensors::lies_alike(const dlpack::Tensor& t, const Watched& w) {
 
 bool Tensors::is_unmoved(py::handle tensor, const View& v, const Watched& w) const {
   const dlpack::Tensor t = look(tensor);
-  return t.begin() == v.data && is_float(t) && (t.bits == 64) == v.is_double && lies_alike(t, w);
+  return t.begin() == v.data && is_like(t, v) && lies_alike(t, w);
+}
+
+bool Tensors::is_unmoved_state(std::size_t i, const Watched& w, const Tensor& tensor) const {
+  const View& v = tensor.state[i];
+  if (i < tensor.slots) return is_unmoved(w.state[i], v, w);
+  const dlpack::Tensor t = look(w.state[i]);  // scales
+  return t.begin() == v.data && is_like(t, v) && t.ndim == 1 && is_dense(t) &&
+         t.shape[0] == (tensor.p.size + kCodeGroup - 1) / kCodeGroup;
 }
 
 bool Tensors::is_unmoved(const Scalar& s) const {
@@ -312,7 +356,7 @@ const char* Tensors::collect(const Objects& gradients) {
     Tensor& tensor = optimizer_.tensors_[i];
     if (!w.is_ready || !is_unmoved(w.target, tensor.p, w)) return kStale;
     for (std::size_t k = 0; k < w.state.size(); ++k) {
-      if (!is_unmoved(w.state[k], tensor.state[k], w)) return kStale;
+      if (!is_unmoved_state(k, w, tensor)) return kStale;
     }
     if (!is_unmoved(w.step) || !is_unmoved(w.mu_product)) return kStale;
     if (!collect_gradient(w, tensor, gradients[i])) return kGradients;

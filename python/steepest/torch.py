@@ -14,10 +14,27 @@ Change the import, and keep the rest: `SGD`, `RMSprop`, `Adagrad`, `Adam`, `Adam
 
 Parameters are float32 or float64, and updated in place without a copy. bfloat16 and float16 parameters are stepped in
 float32: their state is float32 and has the parameter itself in float32 as `master_param`. Whatever their strides,
-tensors work; where a gradient does not lie in memory as its parameter does, a step copies it first.
+tensors work; those with gaps between their elements are stepped in a dense copy, and where a gradient does not lie in
+memory as its parameter does, a step copies it first.
 
 Beyond PyTorch's options, by name: `max_norm` scales the gradients of a step by min(1, max_norm / (norm + 1e-6)), norm
 being the 2-norm of all of them together, as `clip_grad_norm_` does but in the same pass; it is then `last_norm`.
+
+`state_dtype="bfloat16"` or `"8bit"` keeps the state of parameters of 4,096 elements or more in fewer bytes, by the
+rules and to the bits of `steepest.optim` (with `seed=0`); None (default) and `"float32"` do not. Not for float64
+parameters, nor for `RMSprop(centered=True)` (ValueError). In bfloat16 the state has PyTorch's names, and checkpoints
+still move there and back. In 8 bits `exp_avg` is `exp_avg_code` (uint8) and `exp_avg_scale` (float32, one for 256
+elements in the order of memory), and so on: `torch.optim` does not find its state there. Here, state that was kept
+otherwise, in a checkpoint or before an assignment to `state_dtype`, is converted by the next step that has a gradient
+for it, rounded to nearest. NAdam's `mu_product` stays a tensor of PyTorch's default dtype, where `steepest.optim` has a
+float64 number: NAdam has its bits where `mu_product` is given as a float64 tensor.
+
+    >>> big = torch.nn.Linear(64, 64)
+    >>> optimizer = AdamW(big.parameters(), state_dtype="8bit")
+    >>> big(torch.ones(1, 64)).sum().backward()
+    >>> optimizer.step()
+    >>> optimizer.state[big.weight]["exp_avg_code"].dtype
+    torch.uint8
 
 `foreach` and `fused` are accepted and change nothing: there is one implementation. `capturable` and `differentiable`
 are refused, since nothing here can be captured in a graph or differentiated. Refused are also tensors that are
@@ -41,6 +58,7 @@ import torch
 from torch.optim import optimizer as base
 
 from steepest import _core, optim
+from steepest.reference.codecs import from_8bit, to_8bit
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "Momentum", "NAdam", "RMSprop"]
 
@@ -52,6 +70,10 @@ if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
 _WIDE = (torch.float32, torch.float64)
 _NARROW = (torch.bfloat16, torch.float16)  # stepped in float32
 _MASTER = "master_param"
+_STATE_DTYPES = (None, "float32", "bfloat16", "8bit")
+_SMALLEST = 4096  # elements whose state is kept in fewer bytes, as in steepest.optim
+_CODE, _SCALE = "_code", "_scale"  # of state in 8 bits: what its names end with
+_GROUP = 256  # codes that share a scale
 
 
 def _number(x: Any) -> float:
@@ -88,19 +110,75 @@ def _check_tensor(name: str, x: Any) -> None:
     raise TypeError(f"{name}: expected a dense floating-point tensor on the CPU, got {what}{remedy}")
 
 
-def _laid_out_as(target: Any, x: Any) -> Any:
-    """x with the dtype, strides and device of target, itself if it has them."""
-    fits = x.dtype == target.dtype and x.device == target.device and x.layout == torch.strided
-    if fits and x.stride() == target.stride() and not x.is_neg():
-        return x
-    return torch.empty_like(target).copy_(x)
+def _lies_as(target: Any, x: Any, dtype: Any) -> bool:
+    fits = x.dtype == dtype and x.device == target.device and x.layout == torch.strided
+    return fits and x.stride() == target.stride() and not x.is_neg()
 
 
-def _filled_like(target: Any, value: float) -> Any:
+def _laid_out_as(target: Any, x: Any, dtype: Any = None) -> Any:
+    """x with the strides, device and (or that given) dtype of target, itself if it has them."""
+    dtype = dtype or target.dtype
+    return x if _lies_as(target, x, dtype) else torch.empty_like(target, dtype=dtype).copy_(x)
+
+
+def _filled_like(target: Any, value: float, dtype: Any) -> Any:
     """State in memory of NumPy's, which asks for huge pages: a step over large arrays takes a tenth less."""
-    dtype = np.float64 if target.dtype == torch.float64 else np.float32
-    flat = np.full(target.numel(), value, dtype) if value else np.zeros(target.numel(), dtype)
-    return torch.from_numpy(flat).as_strided(target.shape, target.stride())
+    flat = torch.from_numpy(np.zeros(target.numel(), f"u{dtype.itemsize}")).view(dtype)
+    return (flat.fill_(value) if value else flat).as_strided(target.shape, target.stride())
+
+
+def _flat(x: Any) -> Any:
+    """The elements of a dense tensor in the order of memory."""
+    return x.detach().as_strided((x.numel(),), (1,)).numpy()
+
+
+def _is_signed(name: str) -> bool:
+    """Whether codes of this state have a sign: sums and averages of squares have none."""
+    return not (name == "sum" or "_sq" in name or name == "square_avg")
+
+
+def _coded(name: str, x: Any) -> tuple[Any, Any]:
+    codes, scales = to_8bit(_flat(x), _is_signed(name))
+    return torch.from_numpy(codes).as_strided(x.shape, x.stride()), torch.from_numpy(scales)
+
+
+def _decoded(name: str, code: Any, scale: Any) -> Any:
+    codes, scales = code.to("cpu", torch.uint8), scale.to("cpu", torch.float32).contiguous()
+    codes = codes if _is_dense(codes) else codes.contiguous()
+    return torch.from_numpy(from_8bit(_flat(codes), scales.numpy(), _is_signed(name))).as_strided(
+        codes.shape, codes.stride()
+    )
+
+
+def _keep(kept: dict[str, Any], name: str, target: Any, dtype: Any, first: float) -> None:
+    """Has the state of this name as the compiled optimizer takes it: in dtype (uint8: in codes), laid out as target."""
+    x, code, scale = (kept.get(name + end) for end in ("", _CODE, _SCALE))
+    shapes = target.shape, target.shape, _scales_of(target)
+    for given, ending, shape in zip((x, code, scale), ("", _CODE, _SCALE), shapes, strict=True):
+        if given is not None and given.shape != shape:
+            raise ValueError(f"state: expected {name}{ending} of shape {tuple(shape)}, got {tuple(given.shape)}")
+    is_coded = x is None and code is not None and scale is not None
+    if is_coded and dtype == torch.uint8 and _lies_as(target, code, dtype):
+        kept[name + _SCALE] = kept[name + _SCALE].to("cpu", torch.float32).contiguous()
+        return
+    if is_coded:
+        x = _decoded(name, code, scale)
+    for end in (_CODE, _SCALE):
+        kept.pop(name + end, None)
+    if dtype != torch.uint8:
+        kept[name] = _filled_like(target, first, dtype) if x is None else _laid_out_as(target, x, dtype)
+        return
+    kept.pop(name, None)
+    if x is not None or first:
+        x = _filled_like(target, first, target.dtype) if x is None else _laid_out_as(target, x)
+        kept[name + _CODE], kept[name + _SCALE] = _coded(name, x)
+    else:
+        kept[name + _CODE] = _filled_like(target, 0.0, dtype)
+        kept[name + _SCALE] = torch.zeros(_scales_of(target), dtype=torch.float32)
+
+
+def _scales_of(target: Any) -> tuple[int]:
+    return (-(-target.numel() // _GROUP),)
 
 
 def _is_dense(x: Any) -> bool:
@@ -113,6 +191,7 @@ class _Steps(torch.optim.Optimizer):
     _rule: ClassVar[type[optim.Optimizer]]
     _scalars: ClassVar[dict[str, float]] = {"step": 0.0}  # the state's numbers, and how they start
     _max_norm: float | None = None
+    _state_dtype: optim.StateDtype = None
     _tensors: _core.Tensors | None = None  # knows the tensors of the last step
     _optimizer: _core.Optimizer
     _copied: list[tuple[Any, Any]]  # each parameter, and what is stepped in its place
@@ -122,11 +201,18 @@ class _Steps(torch.optim.Optimizer):
         ours = inspect.signature(_Steps.__init__).parameters
         owner = next(c for c in cls.__mro__ if c is not _Steps and "__init__" in vars(c))
         theirs = inspect.signature(vars(owner)["__init__"]).parameters
-        extra = [ours[name] for name in ("max_norm",) if name not in theirs]
+        extra = [ours[name] for name in ("max_norm", "state_dtype") if name not in theirs]
         cls.__signature__ = inspect.Signature([*list(theirs.values())[1:], *extra])
 
-    def __init__(self, params: Any, *args: Any, max_norm: float | None = None, **options: Any) -> None:
-        self.max_norm = max_norm
+    def __init__(
+        self,
+        params: Any,
+        *args: Any,
+        max_norm: float | None = None,
+        state_dtype: optim.StateDtype = None,
+        **options: Any,
+    ) -> None:
+        self.max_norm, self.state_dtype = max_norm, state_dtype
         super().__init__(params, *args, **options)
         self._step_supports_amp_scaling = False  # so that GradScaler unscales the gradients itself
 
@@ -140,6 +226,17 @@ class _Steps(torch.optim.Optimizer):
         if value is not None:
             optim._check_number("max_norm", value, ())
         self._max_norm, self._tensors = value, None
+
+    @property
+    def state_dtype(self) -> optim.StateDtype:
+        """How the state is kept: None and "float32" as PyTorch does, or in fewer bytes as "bfloat16" or "8bit"."""
+        return self._state_dtype
+
+    @state_dtype.setter
+    def state_dtype(self, value: optim.StateDtype) -> None:
+        if value not in _STATE_DTYPES:
+            raise ValueError(f"state_dtype: expected one of {', '.join(map(repr, _STATE_DTYPES))}, got {value!r}")
+        self._state_dtype, self._tensors = value, None
 
     @property
     def last_norm(self) -> float | None:
@@ -158,19 +255,20 @@ class _Steps(torch.optim.Optimizer):
                 _check_tensor(f"param_groups[{len(self.param_groups) - 1}]['params'][{i}]", p)
             if len({*map(id, group["params"])}) < len(group["params"]):
                 raise ValueError("params: expected each parameter once, got one twice")
+            self._check_state_dtype(group)
         except Exception:
             self.param_groups.pop()
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_max_norm": self._max_norm}
+        return {**super().__getstate__(), "_max_norm": self._max_norm, "_state_dtype": self._state_dtype}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._tensors = None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As torch's; the float32 state of narrower parameters stays float32."""
+        """As torch's; but what does not have the parameter's dtype on purpose keeps its own."""
         final: dict[str, Any] = {}
         handle = self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded))
         try:
@@ -180,8 +278,12 @@ class _Steps(torch.optim.Optimizer):
         params = [p for group in self.param_groups for p in group["params"]]
         numbers = [i for group in final["param_groups"] for i in group["params"]]
         for i, p in zip(numbers, params, strict=True):
-            for name, value in final["state"].get(i, {}).items() if p.dtype in _NARROW else ():
-                if isinstance(value, torch.Tensor) and name != "step":
+            for name, value in final["state"].get(i, {}).items():
+                if not isinstance(value, torch.Tensor) or name == "step":
+                    continue
+                if value.dtype == torch.uint8 or (value.dtype == torch.bfloat16 == self._kept_in(p)):
+                    self.state[p][name] = value.to("cpu")
+                elif p.dtype in _NARROW:
                     self.state[p][name] = value.to("cpu", torch.float32)
 
     def _rule_of(self, group: dict[str, Any]) -> type[optim.Optimizer]:
@@ -200,25 +302,30 @@ class _Steps(torch.optim.Optimizer):
         """Makes the compiled optimizer anew, for the parameters, options and state as they now are."""
         for name, p in self._named():
             self._check(name, p)
+        for group in self.param_groups:
+            self._check_state_dtype(group)
         self._tensors = None
         self._optimizer = self._rule._core_class()
         self._optimizer.set_clipping(math.inf if self._max_norm is None else self._max_norm, "propagate")
+        self._optimizer.set_precision(None, 0, False)  # the seed; how state is kept, its tensors say
         tensors = _core.Tensors(self._optimizer, torch.Tensor, torch._C._increment_version)
         self._names = [tensors.set_options(i, self._options(group)) for i, group in enumerate(self.param_groups)]
         self._copied = []
-        made: list[tuple[Any, str]] = []
+        undo: list[tuple[Any, dict[str, Any] | None]] = []
         try:
             entries = [
-                self._entry(i, p, names, made)
+                self._entry(i, p, names, undo)
                 for i, (group, names) in enumerate(zip(self.param_groups, self._names, strict=True))
                 for p in group["params"]
             ]
             tensors.watch(self.param_groups, self.state, entries)
         except Exception:
-            for p, name in made:
-                del self.state[p][name]
-                if not self.state[p]:
-                    del self.state[p]
+            for p, kept in undo:
+                if kept is None:
+                    self.state.pop(p, None)
+                else:
+                    self.state[p].clear()
+                    self.state[p].update(kept)
             raise
         tensors.watch_options(self.param_groups)
         self._tensors = tensors
@@ -239,30 +346,50 @@ class _Steps(torch.optim.Optimizer):
         if torch._debug_has_internal_overlap(p) == 1:
             raise ValueError(f"{name}: expected memory of its own for each element, got an expanded tensor; clone it")
 
-    def _entry(self, group: int, p: Any, names: list[str], made: list[tuple[Any, str]]) -> tuple[Any, ...]:
+    def _check_state_dtype(self, group: dict[str, Any]) -> None:
+        value = self._state_dtype
+        if value is not None and any(p.dtype == torch.float64 for p in group["params"]):
+            raise ValueError(
+                f"state_dtype: expected None beside float64 parameters, whose state is float64, got {value!r}; "
+                "or convert the model with .float()"
+            )
+        if value in ("bfloat16", "8bit") and group.get("centered"):
+            raise ValueError(
+                f'state_dtype: expected None or "float32" beside centered=True, got {value!r}: a variance, as the '
+                "difference of two averages, needs more digits"
+            )
+
+    def _kept_in(self, p: Any) -> Any:
+        """The dtype of a parameter's state; uint8 stands for codes and their scales."""
+        if p.dtype == torch.float64:
+            return p.dtype
+        low = {"bfloat16": torch.bfloat16, "8bit": torch.uint8} if p.numel() >= _SMALLEST else {}
+        return low.get(str(self._state_dtype), torch.float32)
+
+    def _entry(
+        self, group: int, p: Any, names: list[str], undo: list[tuple[Any, dict[str, Any] | None]]
+    ) -> tuple[Any, ...]:
         """What `watch` is told of a parameter; makes its state if there is a gradient for the first time."""
         kept = self.state.get(p, {})
-        needed = [*self._scalars, *names, *[_MASTER] * (p.dtype in _NARROW)]
+        dtype = self._kept_in(p)
+        is_coded = dtype == torch.uint8 and len(names) > 0
+        keys = [name + end for end in (_CODE, _SCALE) for name in names] if is_coded else names
+        taken = int(all(kept.get(name) is not None or kept.get(name + _CODE) is not None for name in names))
+        scalars = {"step": float(taken), **self._scalars} if is_coded else self._scalars  # the rounding depends on it
+        needed = [*scalars, *keys, *[_MASTER] * (p.dtype in _NARROW)]
         if p.grad is None and any(kept.get(name) is None for name in needed):
             return group, p, None, None, None, None, 0
-        made += [(p, name) for name in needed if name not in kept]
+        undo.append((p, dict(kept) if p in self.state else None))
         if needed:
             kept = self.state[p]
-        dtype = base._get_scalar_dtype(self.param_groups[group].get("fused"))
-        for name, first in self._scalars.items():
-            kept[name] = self._scalar(name, kept.get(name, first), dtype)
+        for name, first in scalars.items():
+            kept[name] = self._scalar(
+                name, kept.get(name, first), base._get_scalar_dtype(self.param_groups[group].get("fused"))
+            )
         target = self._target(p, kept)
-        taken = int(all(kept.get(name) is not None for name in names))
         for name in names:
-            x = kept.get(name)
-            if x is None:
-                first = self.param_groups[group].get("initial_accumulator_value", 0.0)
-                kept[name] = _filled_like(target, first)
-            elif x.shape != p.shape:
-                raise ValueError(f"state: expected {name} of shape {tuple(p.shape)}, got {tuple(x.shape)}")
-            else:
-                kept[name] = _laid_out_as(target, x)
-        state = [kept[name] for name in names]
+            _keep(kept, name, target, dtype, self.param_groups[group].get("initial_accumulator_value", 0.0))
+        state = [kept[key] for key in keys]
         return group, p, target, state, kept.get("step"), kept.get("mu_product"), taken
 
     @staticmethod
@@ -412,10 +539,11 @@ class Lion(_Steps, torch.optim.Optimizer):
         *,
         maximize: bool = False,
         max_norm: float | None = None,
+        state_dtype: optim.StateDtype = None,
     ) -> None:
         _check_numbers(lr=lr, betas=betas, weight_decay=weight_decay)
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(params, defaults, max_norm=max_norm)
+        super().__init__(params, defaults, max_norm=max_norm, state_dtype=state_dtype)
 
 
 class Momentum(_Steps, torch.optim.Optimizer):
@@ -432,7 +560,8 @@ class Momentum(_Steps, torch.optim.Optimizer):
         *,
         maximize: bool = False,
         max_norm: float | None = None,
+        state_dtype: optim.StateDtype = None,
     ) -> None:
         _check_numbers(lr=lr, beta=beta, weight_decay=weight_decay)
         defaults = {"lr": lr, "beta": beta, "weight_decay": weight_decay, "maximize": maximize}
-        super().__init__(params, defaults, max_norm=max_norm)
+        super().__init__(params, defaults, max_norm=max_norm, state_dtype=state_dtype)
