@@ -3,7 +3,7 @@
     python bench/train_step.py [--rounds N] [--only PATTERN ...] [--json FILE]
 
 Time per step over epochs of 200 batches, shuffling and loss included. Every contender lives in a process
-of its own, so that no BLAS or OpenMP of one holds the cores of another; they take turns, each warming
+of its own, so that no BLAS or OpenMP of one holds the cores of another; they take turns after a pause, each warming
 itself for a fifth of an epoch before it is timed for one. Printed are the medians, and the median of
 the rounds' ratios to `Trainer.fit` with the interval that holds it with 95 % confidence. Every contender
 must have learned: its loss must have fallen.
@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 SAMPLES, BATCH = 6400, 32
+PAUSE = 0.2  # seconds between turns: the last contender's workers spin for a while, 27 ms in OpenBLAS' case
 OURS = "steepest Trainer.fit"
 
 Array = Any
@@ -185,6 +186,7 @@ def serve(name: str) -> None:
     part = SAMPLES // 5
     train(x, y)
     for _ in sys.stdin:
+        time.sleep(PAUSE)
         train(x[:part], y[:part])
         start = time.perf_counter()
         loss = train(x, y)
