@@ -20,7 +20,6 @@ Needs `pip install "steepest[onnx]"` and `apt-get install dataset-fashion-mnist`
 """
 
 import argparse
-import sys
 import time
 
 import numpy as np
@@ -37,9 +36,8 @@ parser.add_argument("--quick", action="store_true", help="fewer samples, fewer e
 args = parser.parse_args()
 try:
     train, _, test = datasets.load_idx_folder(args.data)
-except (FileNotFoundError, ValueError) as error:
-    print(f"{args.data}: {error}; apt-get install dataset-fashion-mnist brings the files", file=sys.stderr)
-    sys.exit(2)
+except FileNotFoundError as error:
+    parser.exit(2, f"{error}\nDebian and Ubuntu bring it: apt-get install dataset-fashion-mnist\n")
 assert test is not None
 n, epochs = (6000, 1) if args.quick else (60000, 3)
 images, y = train[0][:n], train[1][:n]

@@ -49,10 +49,11 @@ def train(args: argparse.Namespace) -> int:
     """Train a model on data and test it; time its optimizer's step; prove its steps exact."""
     isa, threads = sp._core.build_info()["isa"], sp.get_num_threads()
     print(f"steepest {sp.__version__}, {isa}, {threads} thread{'s' * (threads != 1)}", flush=True)
-    if args.source and args.data:
-        raise ValueError("expected DATA or --data DATA, got both")
-    args.data = args.data or args.source
-    _check_files(args)
+    if args.resume and not args.out:
+        raise ValueError("--resume: name the model to go on with: --out MODEL")
+    if args.resume and args.__dict__["from"]:
+        raise ValueError("--resume goes on with the run that wrote --out; leave --from out")
+    check_files(args)
     run = _resumed_run(args) if args.resume else _new_run(args)
     _describe_run(run)
     proof = Proof()
@@ -107,15 +108,15 @@ def check_plot(path: str) -> None:
         raise ValueError(f"--plot {path}: expected a name that ends in one of .{', .'.join(formats)}")
 
 
-def _check_files(args: argparse.Namespace) -> None:
-    if args.resume and not args.out:
-        raise ValueError("--resume: name the model to go on with: --out MODEL")
-    if args.resume and args.__dict__["from"]:
-        raise ValueError("--resume goes on with the run that wrote --out; leave --from out")
+def check_files(args: argparse.Namespace) -> None:
+    """Settles where the data are; raises if a file that is asked for cannot be written."""
+    if args.source and args.data:
+        raise ValueError("expected DATA or --data DATA, got both")
+    args.data = args.data or args.source
     if args.out and not args.out.endswith(SUFFIX):
         raise ValueError(f"--out {args.out}: expected a name that ends in {SUFFIX}")
     for option in ("out", "log"):
-        if path := getattr(args, option):
+        if path := getattr(args, option, None):
             check_writable(f"--{option}", path)
     if args.plot:
         check_plot(args.plot)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from steepest import _settings, _train_command
 from steepest._task import DIGITS, Task, load_task
-from steepest._train_command import SUFFIX, check_plot, check_writable, line
+from steepest._train_command import check_files, line
 
 PATIENCE = 10  # epochs without a smaller validation loss
 GRACE = 3  # heartbeats that a trial may miss before it counts as killed
@@ -57,7 +57,7 @@ def tune(args: argparse.Namespace) -> int:
     command with the same --storage goes on; several processes may work at one study.
     """
     optuna = _optuna()
-    _check_files(args)
+    check_files(args)
     fixed = _settings.for_new_run(args)
     fixed["early_stopping"] = fixed["early_stopping"] or PATIENCE
     if fixed["validation_split"] == 0:
@@ -81,9 +81,15 @@ def tune(args: argparse.Namespace) -> int:
         trials = min(trials, size)
         line("grid", f"{trials:,} of {size:,} combinations")
     _search(study, trials, lambda trial: _objective(trial, fixed, space, task))
-    best = _report(optuna, study)
+    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    if not complete:
+        raise ValueError("no trial came to its end: every loss was infinite or not a number")
+    pruned = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.PRUNED,)))
+    line("trials", f"{len(complete)} complete, {pruned} pruned")
+    shares = optuna.importance.get_param_importances(study) if len(complete) > 1 else {}
+    best = _report(complete, shares)
     if args.plot:
-        _plot(optuna, study, args.plot)
+        _plot(complete, shares, args.plot)
         line("plot", args.plot)
     settings = best.user_attrs["settings"]
     line("the same", _command(settings, args.out))
@@ -103,18 +109,6 @@ def _optuna() -> Any:
         raise ImportError('steepest tune needs Optuna: pip install "steepest[tune]"') from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
-
-
-def _check_files(args: argparse.Namespace) -> None:
-    if args.source and args.data:
-        raise ValueError("expected DATA or --data DATA, got both")
-    args.data = args.data or args.source
-    if args.out and not args.out.endswith(SUFFIX):
-        raise ValueError(f"--out {args.out}: expected a name that ends in {SUFFIX}")
-    if args.out:
-        check_writable("--out", args.out)
-    if args.plot:
-        check_plot(args.plot)
 
 
 def _study(args: argparse.Namespace, space: Mapping[str, Choice], contents: Mapping[str, str]) -> Any:
@@ -247,13 +241,8 @@ def _objective(trial: Any, fixed: Mapping[str, Any], space: Mapping[str, Choice]
     return run.stopper.best
 
 
-def _report(optuna: Any, study: Any) -> Any:
+def _report(complete: list[Any], shares: Mapping[str, float]) -> Any:
     """Prints the best trials and what mattered; returns the best."""
-    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    if not complete:
-        raise ValueError("no trial came to its end: every loss was infinite or not a number")
-    pruned = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.PRUNED,)))
-    line("trials", f"{len(complete)} complete, {pruned} pruned")
     ranked = sorted(complete, key=lambda trial: trial.value)
     score = next(name for name in ("val_accuracy", "val_r2") if name in ranked[0].user_attrs)
     header = ("trial", "val_loss", score, "epochs", "optimizer", "lr", "schedule", "batch", "hidden", "activation")
@@ -261,8 +250,7 @@ def _report(optuna: Any, study: Any) -> Any:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
-    if len(complete) > 1:
-        shares = optuna.importance.get_param_importances(study)
+    if shares:
         line("mattered", ", ".join(f"{name} {share:.0%}" for name, share in itertools.islice(shares.items(), 5)))
     return ranked[0]
 
@@ -295,18 +283,16 @@ def _command(settings: Mapping[str, Any], out: str | None) -> str:
     return shlex.join(words + (["--out", out] if out else []))
 
 
-def _plot(optuna: Any, study: Any, path: str) -> None:
+def _plot(complete: list[Any], shares: Mapping[str, float], path: str) -> None:
     """The history of the search, and what mattered."""
     from matplotlib.figure import Figure
 
-    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     numbers, values = [trial.number + 1 for trial in complete], [trial.value for trial in complete]
     history, importance = Figure(figsize=(10, 4), layout="constrained").subplots(1, 2)
     history.plot(numbers, values, "o", label="trial")
     history.step(numbers, list(itertools.accumulate(values, min)), where="post", label="best so far")
     history.set(xlabel="trial", ylabel="validation loss", yscale="log", title="history")
     history.legend()
-    shares = optuna.importance.get_param_importances(study) if len(complete) > 1 else {}
     importance.barh(list(shares)[::-1], list(shares.values())[::-1])
     importance.set(xlabel="share", title="importance")
     history.figure.savefig(path)

@@ -44,6 +44,13 @@ def _blas() -> tuple[ThreadpoolController, int | None]:
     return controller, max(found, default=None)
 
 
+def fixed_blas(multiplications: float, threads: int | None = None) -> AbstractContextManager[Any]:
+    """BLAS on so many threads while it lasts; None: on one for batches of few multiplications, else on all it had."""
+    controller, all_threads = _blas()
+    threads = threads or (1 if multiplications < PARALLEL_WORK else all_threads)
+    return controller.limit(limits=threads, user_api="blas")  # type: ignore[no-any-return]
+
+
 class Trainer:
     """Trains, evaluates and applies a model.
 
@@ -220,10 +227,7 @@ class Trainer:
         return finder
 
     def _fixed_blas(self, data: Arrays | Stream) -> AbstractContextManager[Any]:
-        controller, all_threads = _blas()
-        small = self.model.multiplications * data.batch_size < PARALLEL_WORK
-        threads = self.blas_threads or (1 if small else all_threads)
-        return controller.limit(limits=threads, user_api="blas")  # type: ignore[no-any-return]
+        return fixed_blas(self.model.multiplications * data.batch_size, self.blas_threads)
 
     def _epoch(
         self,

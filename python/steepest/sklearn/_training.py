@@ -18,7 +18,7 @@ from steepest.callbacks import Hooks
 from steepest.nn.layer import Array, Buffers
 from steepest.sklearn._callbacks import Tasks
 from steepest.sklearn._network import Network, Samples, linked, loss_of
-from steepest.train import PARALLEL_WORK, _blas
+from steepest.train import fixed_blas
 
 
 class Training:
@@ -53,10 +53,8 @@ class Training:
     @contextmanager
     def running(self, *, begins: bool = True, ends: bool = True) -> Iterator[None]:
         """Around the epochs: threads of BLAS as in `Trainer`, and the callbacks' first and last hooks."""
-        controller, all_threads = _blas()
-        threads = 1 if self.model.multiplications * self.batch_size < PARALLEL_WORK else all_threads
         try:
-            with controller.limit(limits=threads, user_api="blas"):
+            with fixed_blas(self.model.multiplications * self.batch_size):
                 if begins:
                     self._hooks.call("on_train_begin", {})
                 try:
