@@ -159,14 +159,17 @@ def torch_loss(name: str, x: Array, y: Array) -> Contender:
 
 
 def torch_mse_preallocated(x: Array, y: Array) -> Contender:
-    """PyTorch without autograd, every result in an array made before."""
+    """PyTorch without autograd, every result in an array made before.
+
+    `torch.dot` and `vector_norm` need one pass less, but miss the loss of 65 million elements by 0.1 and 1 %.
+    """
     torch = import_torch()
     prediction, target = (torch.from_numpy(a.reshape(-1)) for a in (x, y))
-    difference = torch.empty_like(prediction)
+    difference, square = torch.empty_like(prediction), torch.empty_like(prediction)
 
     def call() -> tuple[float, Array]:
         torch.sub(prediction, target, out=difference)
-        value = torch.dot(difference, difference).item() / difference.numel()
+        value = torch.mul(difference, difference, out=square).mean().item()
         difference.mul_(2 / difference.numel())
         return value, difference.numpy().reshape(x.shape)
 

@@ -565,3 +565,18 @@ def test_large_batches_equal_small_ones() -> None:
         parts = [call(x[i : i + 32].copy(), labels[i : i + 32].copy()) for i in range(0, 4096, 32)]
         assert loss == pytest.approx(math.fsum(part for part, _ in parts), rel=1e-15)
         assert gradient.tobytes() == b"".join(part.tobytes() for _, part in parts)
+
+
+@pytest.mark.parametrize("name", ["mse", "mae", "huber", "binary_cross_entropy"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("offset", [0, 1])
+def test_gradients_stored_past_the_caches(name: str, dtype: Any, offset: int) -> None:
+    """Those of 32 MiB and more are, unless they replace the predictions or don't lie on multiples of 16 bytes."""
+    n = 2**25 // np.dtype(dtype).itemsize + 2061
+    tile = np.random.default_rng(0).normal(size=10_007).astype(dtype)
+    x, out = np.resize(tile, n), np.full(n + offset, np.nan, dtype)[offset:]
+    y = np.resize(np.abs(np.tanh(tile[::-1])), n)
+    value, gradient = getattr(losses, name)(x, y, out=out)
+    expected = getattr(losses, name)(x, y, out=x)
+    assert value == expected[0]
+    assert np.array_equal(gradient, expected[1])

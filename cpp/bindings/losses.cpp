@@ -17,6 +17,9 @@ namespace {
 constexpr std::ptrdiff_t kErrorBytes = 24, kBinaryBytes = 96, kSoftmaxBytes = 48, kSoftmaxRowBytes = 1 << 10,
                          kDistillationBytes = 160;
 
+// From so many bytes on, a gradient doesn't stay in a cache until it is used.
+constexpr std::ptrdiff_t kBeyondCaches = 32 << 20;
+
 // The arrays of one call, pinned while it runs without the GIL.
 template <class F>
 auto without_gil(std::ptrdiff_t bytes, const std::vector<const py::array*>& arrays, const F& f) {
@@ -94,6 +97,8 @@ double elementwise(typename LossKernels<T>::Elementwise kernel, std::ptrdiff_t b
       weight != nullptr ? sum_of(weight, w.view->size) * static_cast<double>(w.inner) : static_cast<double>(x.size);
   const double scale = scale_for(mean, total);
   const std::ptrdiff_t blocks = (x.size + kSumBlock - 1) / kSumBlock;
+  const bool past_caches = g.data != x.data && x.size * static_cast<std::ptrdiff_t>(sizeof(T)) >= kBeyondCaches &&
+                           reinterpret_cast<std::uintptr_t>(g.data) % 16 == 0;
   const double sum = sum_blocks(blocks, kSumBlock * bytes, [&](std::ptrdiff_t b) noexcept {
     const std::ptrdiff_t begin = b * kSumBlock, n = std::min(kSumBlock, x.size - begin);
     T spread[kSumBlock];
@@ -102,7 +107,8 @@ double elementwise(typename LossKernels<T>::Elementwise kernel, std::ptrdiff_t b
       for (std::ptrdiff_t i = 0; i < n; ++i) spread[i] = weight[(begin + i) / w.inner];
       block_weight = spread;
     }
-    return kernel(x.as<const T>() + begin, y.as<const T>() + begin, block_weight, g.as<T>() + begin, scale, delta, n);
+    const Output<T> gradient{g.as<T>() + begin, past_caches};
+    return kernel(x.as<const T>() + begin, y.as<const T>() + begin, block_weight, gradient, scale, delta, n);
   });
   return sum * scale / kTermScale<T>;
 }

@@ -121,10 +121,17 @@ struct RuleKernels {
   void (*keep)(const std::uint8_t* mask, const T* x, T* y, std::ptrdiff_t n) noexcept;  // y may be x
 };
 
+// An array that is written only. Past the caches its lines need not be read first; x then is a multiple of 16 bytes.
+template <class T>
+struct Output {
+  T* x;
+  bool past_caches;
+};
+
 // Each value-and-gradient kernel returns the sum of its block's terms; `weight` (n) may be null, delta is Huber's.
 template <class T>
 struct LossKernels {
-  using Elementwise = Sum (*)(const T* prediction, const T* target, const T* weight, T* gradient, double scale,
+  using Elementwise = Sum (*)(const T* prediction, const T* target, const T* weight, Output<T> gradient, double scale,
                               double delta, std::ptrdiff_t n) noexcept;
 
   Elementwise mse;

@@ -25,15 +25,20 @@ struct Point {
 // The sum of weight * loss(at), times kTermScale; a weight of zero leaves the element out, whatever stands there. n <=
 // kSumBlock.
 template <class T, class Loss>
-inline Sum elementwise(const T* weight, T* gradient, double scale, std::ptrdiff_t n, Loss loss) {
+inline Sum elementwise(const T* weight, Output<T> gradient, double scale, std::ptrdiff_t n, Loss loss) {
+  const auto sum = [=](auto term) {
+    const Sum s = sum_terms<T>(n, term);
+    if (gradient.past_caches) order_stores();
+    return s;
+  };
   if (weight == nullptr) {
-    return sum_terms<T>(n, [=](auto at) {
+    return sum([=](auto at) {
       const auto point = loss(at);
       at.set(gradient, point.derivative * scale);
       return point.value * kTermScale<T>;
     });
   }
-  return sum_terms<T>(n, [=](auto at) {
+  return sum([=](auto at) {
     const auto point = loss(at);
     const auto w = at(weight);
     const auto none = w - w;
@@ -48,7 +53,7 @@ inline V absolute(V x) {
 }
 
 template <class T>
-Sum mse(const T* prediction, const T* target, const T* weight, T* gradient, double scale, double,
+Sum mse(const T* prediction, const T* target, const T* weight, Output<T> gradient, double scale, double,
         std::ptrdiff_t n) noexcept {
   return elementwise(weight, gradient, scale, n, [=](auto at) {
     const auto d = at(prediction) - at(target);
@@ -57,7 +62,7 @@ Sum mse(const T* prediction, const T* target, const T* weight, T* gradient, doub
 }
 
 template <class T>
-Sum mae(const T* prediction, const T* target, const T* weight, T* gradient, double scale, double,
+Sum mae(const T* prediction, const T* target, const T* weight, Output<T> gradient, double scale, double,
         std::ptrdiff_t n) noexcept {
   return elementwise(weight, gradient, scale, n, [=](auto at) {
     using V = decltype(at(target));
@@ -67,7 +72,7 @@ Sum mae(const T* prediction, const T* target, const T* weight, T* gradient, doub
 }
 
 template <class T>
-Sum huber(const T* prediction, const T* target, const T* weight, T* gradient, double scale, double delta,
+Sum huber(const T* prediction, const T* target, const T* weight, Output<T> gradient, double scale, double delta,
           std::ptrdiff_t n) noexcept {
   return elementwise(weight, gradient, scale, n, [=](auto at) {
     using V = decltype(at(target));
@@ -91,7 +96,7 @@ inline void cross_entropies(const V& x, const V& y, const V& e, V& term, V& slop
 }
 
 template <class T>
-Sum binary_cross_entropy(const T* logits, const T* target, const T* weight, T* gradient, double scale, double,
+Sum binary_cross_entropy(const T* logits, const T* target, const T* weight, Output<T> gradient, double scale, double,
                          std::ptrdiff_t n) noexcept {
   T terms[kSumBlock], slopes[kSumBlock];
   for (std::ptrdiff_t i = 0; i < n; i += kRowLanes) {

@@ -25,8 +25,8 @@ struct At {
     return static_cast<double>(x[i]);
   }
   template <class T>
-  void set(T* x, double y) const {
-    x[i] = static_cast<T>(y);
+  void set(Output<T> y, double value) const {
+    y.x[i] = static_cast<T>(value);
   }
 };
 struct AtRegister {
@@ -36,8 +36,12 @@ struct AtRegister {
     return load_double(x + i);
   }
   template <class T>
-  void set(T* x, Vector<double> y) const {
-    store_as(x + i, y);
+  void set(Output<T> y, Vector<double> value) const {
+    if (y.past_caches) {
+      store_past_caches(y.x + i, value);
+    } else {
+      store_as(y.x + i, value);
+    }
   }
 };
 

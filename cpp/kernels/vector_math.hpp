@@ -4,6 +4,10 @@
 
 #include <utility>
 
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
 #include "kernels.hpp"
 
 #ifdef __FAST_MATH__
@@ -143,6 +147,32 @@ inline void store_as(double* p, Vector<double> v) { store_register(p, v); }
 inline void store_as(float* p, Vector<double> v) {
   const auto half = __builtin_convertvector(v, VectorOf<float, kWidth / 2>::type);
   __builtin_memcpy(p, &half, sizeof half);
+}
+
+// The same past the caches, where the CPU has such stores: p is a multiple of 16 bytes, or of the lanes' size.
+template <class T>
+inline void store_past_caches(T* p, Vector<double> v) {
+#if defined(__x86_64__)
+  T lanes[kLanesOf<double>];
+  store_as(lanes, v);
+  if constexpr (sizeof lanes == sizeof(long long)) {
+    _mm_stream_si64(reinterpret_cast<long long*>(p), __builtin_bit_cast(long long, lanes));
+  } else {
+    constexpr std::size_t step = sizeof(__m128i) / sizeof(T);
+    for (std::size_t l = 0; l < kLanesOf<double>; l += step) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(p + l), _mm_loadu_si128(reinterpret_cast<__m128i*>(lanes + l)));
+    }
+  }
+#else
+  store_as(p, v);
+#endif
+}
+
+// Makes them visible to other threads in order.
+inline void order_stores() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
 }
 
 template <class V>
