@@ -299,15 +299,15 @@ class RuleOptimizer final : public Optimizer {
   }
 
   template <class T>
-  static void update(const Work& w, const Prepared<T>& scalars, const T* g, std::ptrdiff_t begin,
-                     std::ptrdiff_t n) noexcept {
-    Arrays<T> a{w.tensor->p.as<T>() + begin, g, {}};
+  void update(const Work& w, const Prepared<T>& scalars, const T* g, std::ptrdiff_t begin,
+              std::ptrdiff_t n) const noexcept {
+    Arrays<T> a{w.tensor->p.as<T>() + begin, g, {}, ahead()};
     for (std::size_t i = 0; i < w.tensor->state.size(); ++i) a.state[i] = w.tensor->state[i].template as<T>() + begin;
     Rule::template kernel<T>()(scalars.gradient, scalars.step, a, n);
   }
 
   template <class T>
-  static void run(const Work& w, const Prepared<T>& scalars, std::ptrdiff_t begin, std::ptrdiff_t n) noexcept {
+  void run(const Work& w, const Prepared<T>& scalars, std::ptrdiff_t begin, std::ptrdiff_t n) const noexcept {
     const T* g = w.g.as<const T>();
     const std::uint8_t* mask = w.tensor->mask.keep;
     if (mask == nullptr) {

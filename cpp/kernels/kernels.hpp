@@ -6,12 +6,14 @@
 
 namespace steepest {
 
-// The arrays of one tensor, or of a part of it, n elements each: what a rule reads and writes.
+// The arrays of one tensor, or of a part of it, n elements each: what a rule reads and writes. What lies `ahead` bytes
+// further is asked for in time; 0 where all is in cache already.
 template <class T>
 struct Arrays {
   T* p;
   const T* g;
   T* state[3];
+  std::ptrdiff_t ahead;
 };
 
 // What is fused before every rule, in this order: g * scale (one product in double, rounded once),

@@ -1,20 +1,25 @@
-// The update rules. Compiled once per ISA.
-#include "vector_math.hpp"
+// The update rules over arrays. Compiled once per ISA.
+#include "rules.hpp"
 
 namespace steepest {
 namespace {
 
-// Calls f with the flags as types, so that a loop has no branch on them.
-template <class F>
-inline void specialise(F f) {
-  f();
+// A cache line of every array is updated at a time.
+template <class T>
+constexpr std::ptrdiff_t kLine = 64 / sizeof(T);
+
+// Asks for the line that lies so many bytes ahead.
+template <class T>
+inline void prefetch(const T* x, std::ptrdiff_t ahead) {
+  __builtin_prefetch(reinterpret_cast<const char*>(x) + ahead);
 }
-template <class F, class... Rest>
-inline void specialise(F f, bool flag, Rest... rest) {
-  if (flag) {
-    specialise([=](auto... others) { f(Flag<true>{}, others...); }, rest...);
+
+template <class T>
+inline void copy_line(const T* x, T* y, std::ptrdiff_t n) {
+  if (n == kLine<T>) {
+    __builtin_memcpy(y, x, 64);
   } else {
-    specialise([=](auto... others) { f(Flag<false>{}, others...); }, rest...);
+    for (std::ptrdiff_t i = 0; i < n; ++i) y[i] = x[i];
   }
 }
 
@@ -24,164 +29,84 @@ inline bool has_penalty(const Gradient<T>& f) {
 }
 
 // Whether g * scale needs double: not where scale has T's precision, for the product is then rounded once either way.
-template <class T>
-inline bool is_wide(const Gradient<T>& f) {
-  return static_cast<double>(static_cast<T>(f.scale)) != f.scale;
+inline bool is_wide(const Gradient<float>& f) { return static_cast<double>(static_cast<float>(f.scale)) != f.scale; }
+
+// A register of g * scale, rounded once.
+inline Vector<float> wide_product(const float* g, double scale) {
+  constexpr int half = kLanesOf<double>;
+  return joined(load_double(g) * scale, load_double(g + half) * scale);
 }
 
 // The gradient that the rule sees.
 template <bool penalty, bool wide, class T>
-inline T fused(Flag<penalty>, Flag<wide>, const Gradient<T>& f, T g, T p) {
-  const T scaled = wide ? static_cast<T>(static_cast<double>(g) * f.scale) : g * static_cast<T>(f.scale);
-  const T x = clip(scaled, f.lower, f.upper);
-  return penalty ? x + f.l1 * sgn(p) + f.l2 * p : x;
+inline Vector<T> fused(const Gradient<T>& f, const T* g, Vector<T> p) {
+  Vector<T> x;
+  if constexpr (wide) {
+    x = wide_product(g, f.scale);
+  } else {
+    x = load_register(g) * static_cast<T>(f.scale);
+  }
+  x = clip(x, f.lower, f.upper);
+  if constexpr (penalty) x = x + f.l1 * sgn(p) + f.l2 * p;
+  return x;
 }
 
-template <class T>
-void sgd(Gradient<T> f, SgdStep<T> h, Arrays<T> a, std::ptrdiff_t n) noexcept {
-  T *const p = a.p, *const buf = a.state[0];
-  if (!h.has_momentum) {
-    specialise(
-        [=](auto penalty, auto wide) {
-#pragma omp simd
-          for (std::ptrdiff_t i = 0; i < n; ++i) p[i] = p[i] - h.lr * fused(penalty, wide, f, a.g[i], p[i]);
-        },
-        has_penalty(f), is_wide(f));
+// n is a multiple of kLine.
+template <class Rule, bool penalty, bool wide, class T, class Step>
+[[gnu::noinline]] void update_lines(Gradient<T> f, Step h, Arrays<T> a, std::ptrdiff_t n) {
+  constexpr std::size_t slots = Rule::slots;
+  for (std::ptrdiff_t i = 0; i < n; i += kLine<T>) {
+    if (a.ahead != 0) {
+      prefetch(a.g + i, a.ahead);
+      prefetch(a.p + i, a.ahead);
+#pragma GCC unroll 4
+      for (std::size_t k = 0; k < slots; ++k) prefetch(a.state[k] + i, a.ahead);
+    }
+#pragma GCC unroll 4
+    for (std::ptrdiff_t j = i; j < i + kLine<T>; j += kLanesOf<T>) {
+      Vector<T> p = load_register(a.p + j), state[slots + 1];
+#pragma GCC unroll 4
+      for (std::size_t k = 0; k < slots; ++k) state[k] = load_register(a.state[k] + j);
+      Rule::update(h, fused<penalty, wide>(f, a.g + j, p), p, state);
+      store_register(a.p + j, p);
+#pragma GCC unroll 4
+      for (std::size_t k = 0; k < slots; ++k) store_register(a.state[k] + j, state[k]);
+    }
+  }
+}
+
+template <class T, class Step>
+void update(Gradient<T> f, Step h, Arrays<T> a, std::ptrdiff_t n) noexcept {
+  void (*lines)(Gradient<T>, Step, Arrays<T>, std::ptrdiff_t);
+  std::size_t slots;
+  with_rule(h, [&](auto rule) {
+    using Rule = decltype(rule);
+    slots = Rule::slots;
+    const auto choose = [&](auto penalty, auto wide) {
+      lines = update_lines<Rule, decltype(penalty)::value, decltype(wide)::value, T, Step>;
+    };
+    if constexpr (sizeof(T) == sizeof(float)) {
+      specialise(choose, has_penalty(f), is_wide(f));
+    } else {
+      specialise([&](auto penalty) { choose(penalty, Flag<false>{}); }, has_penalty(f));
+    }
+  });
+  constexpr std::ptrdiff_t line = kLine<T>;
+  const std::ptrdiff_t rest = n % line;
+  if (rest == 0) {
+    lines(f, h, a, n);
     return;
   }
-  specialise(
-      [=](auto penalty, auto wide, auto nesterov, auto lr_in_velocity) {
-#pragma omp simd
-        for (std::ptrdiff_t i = 0; i < n; ++i) {
-          const T g = fused(penalty, wide, f, a.g[i], p[i]);
-          if constexpr (decltype(lr_in_velocity)::value) {
-            const T v = flush(h.momentum * buf[i] - h.lr * g);
-            p[i] = decltype(nesterov)::value ? p[i] + (h.momentum * v - h.lr * g) : p[i] + v;
-            buf[i] = v;
-          } else {
-            const T b = flush(h.momentum * buf[i] + h.one_minus_dampening * g);
-            p[i] = p[i] - h.lr * (decltype(nesterov)::value ? g + h.momentum * b : b);
-            buf[i] = b;
-          }
-        }
-      },
-      has_penalty(f), is_wide(f), h.nesterov, h.lr_in_velocity);
-}
-
-template <class T>
-void momentum(Gradient<T> f, MomentumStep<T> h, Arrays<T> a, std::ptrdiff_t n) noexcept {
-  T *const p = a.p, *const v = a.state[0];
-  specialise(
-      [=](auto penalty, auto wide) {
-#pragma omp simd
-        for (std::ptrdiff_t i = 0; i < n; ++i) {
-          const T g = fused(penalty, wide, f, a.g[i], p[i]);
-          const T v_t = flush(h.beta * v[i] + h.one_minus_beta * g);
-          p[i] = p[i] - h.lr * v_t;
-          v[i] = v_t;
-        }
-      },
-      has_penalty(f), is_wide(f));
-}
-
-template <class T>
-void rmsprop(Gradient<T> f, RmspropStep<T> h, Arrays<T> a, std::ptrdiff_t n) noexcept {
-  T *const p = a.p, *const s = a.state[0], *const mean = a.state[1], *const buf = a.state[h.centered ? 2 : 1];
-  specialise(
-      [=](auto penalty, auto wide, auto centered, auto has_momentum) {
-#pragma omp simd
-        for (std::ptrdiff_t i = 0; i < n; ++i) {
-          const T g = fused(penalty, wide, f, a.g[i], p[i]);
-          const T s_t = flush(h.alpha * s[i] + h.one_minus_alpha * g * g);
-          T variance = s_t;
-          if constexpr (decltype(centered)::value) {
-            const T mean_t = flush(h.alpha * mean[i] + h.one_minus_alpha * g);
-            variance = larger(s_t - mean_t * mean_t, T(0));
-            mean[i] = mean_t;
-          }
-          T d = g / (square_root(variance + h.eps_inside) + h.eps);
-          if constexpr (decltype(has_momentum)::value) {
-            d = flush(h.momentum * buf[i] + d);
-            buf[i] = d;
-          }
-          p[i] = p[i] - h.lr * d;
-          s[i] = s_t;
-        }
-      },
-      has_penalty(f), is_wide(f), h.centered, h.has_momentum);
-}
-
-template <class T>
-void adagrad(Gradient<T> f, AdagradStep<T> h, Arrays<T> a, std::ptrdiff_t n) noexcept {
-  T *const p = a.p, *const s = a.state[0];
-  specialise(
-      [=](auto penalty, auto wide) {
-#pragma omp simd
-        for (std::ptrdiff_t i = 0; i < n; ++i) {
-          const T g = fused(penalty, wide, f, a.g[i], p[i]);
-          const T s_t = flush(s[i] + g * g);
-          p[i] = p[i] - h.lr * g / (square_root(s_t + h.eps_inside) + h.eps);
-          s[i] = s_t;
-        }
-      },
-      has_penalty(f), is_wide(f));
-}
-
-template <class T>
-void adam(Gradient<T> f, AdamStep<T> h, Arrays<T> a, std::ptrdiff_t n) noexcept {
-  T *const p = a.p, *const m = a.state[0], *const v = a.state[1], *const v_max = a.state[2];
-  specialise(
-      [=](auto penalty, auto wide, auto amsgrad) {
-#pragma omp simd
-        for (std::ptrdiff_t i = 0; i < n; ++i) {
-          const T g = fused(penalty, wide, f, a.g[i], p[i]);
-          const T m_t = flush(h.beta1 * m[i] + h.one_minus_beta1 * g);
-          const T v_t = flush(h.beta2 * v[i] + h.one_minus_beta2 * g * g);
-          T v_hat = v_t;
-          if constexpr (decltype(amsgrad)::value) {
-            v_hat = larger(v_max[i], v_t);
-            v_max[i] = v_hat;
-          }
-          p[i] = p[i] * h.decay - h.step_size * m_t / (square_root(v_hat) * h.sqrt_v_scale + h.eps);
-          m[i] = m_t;
-          v[i] = v_t;
-        }
-      },
-      has_penalty(f), is_wide(f), h.amsgrad);
-}
-
-template <class T>
-void nadam(Gradient<T> f, NadamStep<T> h, Arrays<T> a, std::ptrdiff_t n) noexcept {
-  T *const p = a.p, *const m = a.state[0], *const v = a.state[1];
-  specialise(
-      [=](auto penalty, auto wide) {
-#pragma omp simd
-        for (std::ptrdiff_t i = 0; i < n; ++i) {
-          const T g = fused(penalty, wide, f, a.g[i], p[i]);
-          const T m_t = flush(h.beta1 * m[i] + h.one_minus_beta1 * g);
-          const T v_t = flush(h.beta2 * v[i] + h.one_minus_beta2 * g * g);
-          p[i] =
-              p[i] * h.decay - (h.step_size_g * g + h.step_size_m * m_t) / (square_root(v_t) * h.sqrt_v_scale + h.eps);
-          m[i] = m_t;
-          v[i] = v_t;
-        }
-      },
-      has_penalty(f), is_wide(f));
-}
-
-template <class T>
-void lion(Gradient<T> f, LionStep<T> h, Arrays<T> a, std::ptrdiff_t n) noexcept {
-  T *const p = a.p, *const m = a.state[0];
-  specialise(
-      [=](auto penalty, auto wide) {
-#pragma omp simd
-        for (std::ptrdiff_t i = 0; i < n; ++i) {
-          const T g = fused(penalty, wide, f, a.g[i], p[i]);
-          p[i] = p[i] * h.decay - h.lr * sgn(h.beta1 * m[i] + h.one_minus_beta1 * g);
-          m[i] = flush(h.beta2 * m[i] + h.one_minus_beta2 * g);
-        }
-      },
-      has_penalty(f), is_wide(f));
+  // The last line, which is not a whole one or overlaps the one before, is computed apart from what there was at first.
+  const std::ptrdiff_t count = n < line ? n : line, at = n - count;
+  T last[5][line] = {};
+  copy_line(a.g + at, last[0], count);
+  copy_line(a.p + at, last[1], count);
+  for (std::size_t k = 0; k < slots; ++k) copy_line(a.state[k] + at, last[2 + k], count);
+  lines(f, h, {last[1], last[0], {last[2], last[3], last[4]}, 0}, line);
+  lines(f, h, a, n - rest);
+  copy_line(last[1], a.p + at, count);
+  for (std::size_t k = 0; k < slots; ++k) copy_line(last[2 + k], a.state[k] + at, count);
 }
 
 // y = x where the mask says so, else +0.
@@ -195,7 +120,9 @@ void keep(const std::uint8_t* mask, const T* x, T* y, std::ptrdiff_t n) noexcept
 }
 
 template <class T>
-constexpr RuleKernels<T> kernels{sgd<T>, momentum<T>, rmsprop<T>, adagrad<T>, adam<T>, nadam<T>, lion<T>, keep<T>};
+constexpr RuleKernels<T> kernels{
+    update<T, SgdStep<T>>,  update<T, MomentumStep<T>>, update<T, RmspropStep<T>>, update<T, AdagradStep<T>>,
+    update<T, AdamStep<T>>, update<T, NadamStep<T>>,    update<T, LionStep<T>>,    keep<T>};
 
 }  // namespace
 

@@ -142,6 +142,15 @@ inline Vector<double> load_double(const float* p) {
   return widened(p, std::make_integer_sequence<int, kLanesOf<double>>{});
 }
 
+// Two registers rounded to one of floats
+template <int... i>
+inline Vector<float> joined(Vector<double> a, Vector<double> b, std::integer_sequence<int, i...>) {
+  return Vector<float>{static_cast<float>(a[i])..., static_cast<float>(b[i])...};
+}
+inline Vector<float> joined(Vector<double> a, Vector<double> b) {
+  return joined(a, b, std::make_integer_sequence<int, kLanesOf<double>>{});
+}
+
 // Rounded to the element type
 inline void store_as(double* p, Vector<double> v) { store_register(p, v); }
 inline void store_as(float* p, Vector<double> v) {
@@ -201,30 +210,40 @@ inline std::uint32_t random_bits(std::uint32_t counter) {
 
 inline float square_root(float x) { return __builtin_sqrtf(x); }
 inline double square_root(double x) { return __builtin_sqrt(x); }
+template <class V>
+inline V square_root(V x) {
+#pragma GCC unroll 16
+  for (int k = 0; k < kLanesOf<Element<V>>; ++k) x[k] = square_root(x[k]);  // one instruction
+  return x;
+}
 inline float magnitude(float x) { return __builtin_fabsf(x); }
 inline double magnitude(double x) { return __builtin_fabs(x); }
+template <class V>
+inline V magnitude(V x) {
+  return from_bits<V>(bits(x) & ~bits(Element<V>(-0.0)));
+}
 
 // +1, -1, +0 for both zeros, NaN for NaN
-template <class T>
-inline T sgn(T x) {
-  return x > 0 ? T(1) : x < 0 ? T(-1) : x - x;
+template <class V>
+inline V sgn(V x) {
+  return x > 0 ? all<V>(1) : x < 0 ? all<V>(-1) : x - x;
 }
 
 // A state that decays into subnormals would slow every later step some fifty times.
-template <class T>
-inline T flush(T x) {
-  return magnitude(x) < Float<T>::min_normal ? T(0) : x;
+template <class V>
+inline V flush(V x) {
+  return magnitude(x) < Float<Element<V>>::min_normal ? V{} : x;
 }
 
-template <class T>
-inline T larger(T a, T b) {
+template <class V>
+inline V larger(V a, V b) {
   return a <= b ? b : a;
 }
 
-template <class T>
-inline T clip(T x, T lower, T upper) {
-  const T y = lower > x ? lower : x;
-  return upper < y ? upper : y;
+template <class V>
+inline V clip(V x, Element<V> lower, Element<V> upper) {
+  const V y = lower > x ? all<V>(lower) : x;
+  return upper < y ? all<V>(upper) : y;
 }
 
 template <std::size_t i = 0, std::size_t n, class T, class V>

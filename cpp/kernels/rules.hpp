@@ -1,0 +1,158 @@
+// The update rules, each written for a number and for a register of them alike: of the gradient, the parameter and what
+// the rule keeps, the latter two by reference.
+#pragma once
+
+#include "vector_math.hpp"
+
+namespace steepest {
+namespace {
+
+// Calls f with the flags as types, so that a loop has no branch on them.
+template <class F>
+inline void specialise(F f) {
+  f();
+}
+template <class F, class... Rest>
+inline void specialise(F f, bool flag, Rest... rest) {
+  if (flag) {
+    specialise([=](auto... others) { f(Flag<true>{}, others...); }, rest...);
+  } else {
+    specialise([=](auto... others) { f(Flag<false>{}, others...); }, rest...);
+  }
+}
+
+struct PlainSgd {
+  static constexpr std::size_t slots = 0;
+  template <class V, class Step>
+  static void update(const Step& h, V g, V& p, V*) {
+    p = p - h.lr * g;
+  }
+};
+
+template <bool nesterov, bool lr_in_velocity>
+struct SgdWithMomentum {
+  static constexpr std::size_t slots = 1;
+  template <class V, class Step>
+  static void update(const Step& h, V g, V& p, V* state) {
+    V& b = state[0];
+    if constexpr (lr_in_velocity) {
+      b = flush(h.momentum * b - h.lr * g);
+      p = nesterov ? p + (h.momentum * b - h.lr * g) : p + b;
+    } else {
+      b = flush(h.momentum * b + h.one_minus_dampening * g);
+      p = p - h.lr * (nesterov ? g + h.momentum * b : b);
+    }
+  }
+};
+
+struct Momentum {
+  static constexpr std::size_t slots = 1;
+  template <class V, class Step>
+  static void update(const Step& h, V g, V& p, V* state) {
+    V& v = state[0];
+    v = flush(h.beta * v + h.one_minus_beta * g);
+    p = p - h.lr * v;
+  }
+};
+
+template <bool centered, bool has_momentum>
+struct Rmsprop {
+  static constexpr std::size_t slots = 1 + centered + has_momentum;
+  template <class V, class Step>
+  static void update(const Step& h, V g, V& p, V* state) {
+    V& s = state[0];
+    s = flush(h.alpha * s + h.one_minus_alpha * g * g);
+    V variance = s;
+    if constexpr (centered) {
+      V& mean = state[1];
+      mean = flush(h.alpha * mean + h.one_minus_alpha * g);
+      variance = larger(s - mean * mean, V{});
+    }
+    V d = g / (square_root(variance + h.eps_inside) + h.eps);
+    if constexpr (has_momentum) {
+      V& buf = state[slots - 1];
+      d = buf = flush(h.momentum * buf + d);
+    }
+    p = p - h.lr * d;
+  }
+};
+
+struct Adagrad {
+  static constexpr std::size_t slots = 1;
+  template <class V, class Step>
+  static void update(const Step& h, V g, V& p, V* state) {
+    V& s = state[0];
+    s = flush(s + g * g);
+    p = p - h.lr * g / (square_root(s + h.eps_inside) + h.eps);
+  }
+};
+
+template <bool amsgrad>
+struct Adam {
+  static constexpr std::size_t slots = 2 + amsgrad;
+  template <class V, class Step>
+  static void update(const Step& h, V g, V& p, V* state) {
+    V &m = state[0], &v = state[1], &v_hat = state[slots - 1];
+    m = flush(h.beta1 * m + h.one_minus_beta1 * g);
+    v = flush(h.beta2 * v + h.one_minus_beta2 * g * g);
+    if constexpr (amsgrad) v_hat = larger(v_hat, v);
+    p = p * h.decay - h.step_size * m / (square_root(v_hat) * h.sqrt_v_scale + h.eps);
+  }
+};
+
+struct Nadam {
+  static constexpr std::size_t slots = 2;
+  template <class V, class Step>
+  static void update(const Step& h, V g, V& p, V* state) {
+    V &m = state[0], &v = state[1];
+    m = flush(h.beta1 * m + h.one_minus_beta1 * g);
+    v = flush(h.beta2 * v + h.one_minus_beta2 * g * g);
+    p = p * h.decay - (h.step_size_g * g + h.step_size_m * m) / (square_root(v) * h.sqrt_v_scale + h.eps);
+  }
+};
+
+struct Lion {
+  static constexpr std::size_t slots = 1;
+  template <class V, class Step>
+  static void update(const Step& h, V g, V& p, V* state) {
+    V& m = state[0];
+    p = p * h.decay - h.lr * sgn(h.beta1 * m + h.one_minus_beta1 * g);
+    m = flush(h.beta2 * m + h.one_minus_beta2 * g);
+  }
+};
+
+// Calls f with the rule of a step.
+template <class T, class F>
+void with_rule(const SgdStep<T>& h, F f) {
+  if (!h.has_momentum) return f(PlainSgd{});
+  specialise([=](auto nesterov, auto in_velocity) { f(SgdWithMomentum<nesterov.value, in_velocity.value>{}); },
+             h.nesterov, h.lr_in_velocity);
+}
+template <class T, class F>
+void with_rule(const MomentumStep<T>&, F f) {
+  f(Momentum{});
+}
+template <class T, class F>
+void with_rule(const RmspropStep<T>& h, F f) {
+  specialise([=](auto centered, auto has_momentum) { f(Rmsprop<centered.value, has_momentum.value>{}); }, h.centered,
+             h.has_momentum);
+}
+template <class T, class F>
+void with_rule(const AdagradStep<T>&, F f) {
+  f(Adagrad{});
+}
+template <class T, class F>
+void with_rule(const AdamStep<T>& h, F f) {
+  specialise([=](auto amsgrad) { f(Adam<amsgrad.value>{}); }, h.amsgrad);
+}
+template <class T, class F>
+void with_rule(const NadamStep<T>&, F f) {
+  f(Nadam{});
+}
+template <class T, class F>
+void with_rule(const LionStep<T>&, F f) {
+  f(Lion{});
+}
+
+}  // namespace
+}  // namespace steepest
