@@ -51,7 +51,4 @@ void run(std::ptrdiff_t units, std::ptrdiff_t bytes_per_unit, const std::vector<
 
 Activation activation(const std::string& name);
 
-// y = f(x + bias), row by row; `bias` may be null.
-void activate(Activation f, const View& x, const View* bias, double alpha, const View& y, std::ptrdiff_t columns);
-
 }  // namespace steepest

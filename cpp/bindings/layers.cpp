@@ -28,10 +28,6 @@ Activation activation(const std::string& name) {
   throw py::value_error("activation: expected identity, relu, leaky_relu, tanh or sigmoid, got " + name);
 }
 
-void activate(Activation f, const View& x, const View* bias, double alpha, const View& y, std::ptrdiff_t columns) {
-  x.is_double ? activate<double>(f, x, bias, alpha, y, columns) : activate<float>(f, x, bias, alpha, y, columns);
-}
-
 namespace {
 
 void call_activate(const std::string& name, const py::object& input, const py::object& bias, double alpha,
@@ -47,7 +43,8 @@ void call_activate(const std::string& name, const py::object& input, const py::o
     check_apart(y, "out", *b, "bias");
   }
   const Released released(x.size * 8, {x.array, y.array});
-  activate(f, x, b ? &*b : nullptr, alpha, y, columns);
+  const View* const given = b ? &*b : nullptr;
+  x.is_double ? activate<double>(f, x, given, alpha, y, columns) : activate<float>(f, x, given, alpha, y, columns);
 }
 
 template <class T>

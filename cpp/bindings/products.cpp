@@ -6,7 +6,8 @@
 namespace steepest {
 namespace {
 
-constexpr std::ptrdiff_t kShare = 32;  // rows or columns that a thread takes at least: whole vectors, on every ISA
+constexpr std::ptrdiff_t kStrip =
+    256;  // rows or columns of a block at most: what it needs of both operands stays in cache
 
 View matrix(const py::object& object, const char* name, Use use) {
   View v = view(object, name, use);
@@ -41,18 +42,35 @@ Product<T> part(const Product<T>& p, std::ptrdiff_t row, std::ptrdiff_t rows, st
           p.depth};
 }
 
-// The longer side of c is shared. A multiplication costs as much as a byte of an optimizer's traffic.
+// The longer side of c is shared, the shorter one cut into strips. A multiplication costs as much as a byte of an
+// optimizer's traffic. What is finished is handed to `finish(c, rows, column, columns)`, c beginning there.
+template <class T, class F>
+void multiply(const Product<T>& p, const F& finish) noexcept {
+  const bool by_rows = p.rows >= p.columns;
+  const std::ptrdiff_t length = by_rows ? p.rows : p.columns, across = by_rows ? p.columns : p.rows;
+  const ProductKernels<T>& kernels = products<T>();
+  const std::ptrdiff_t share = by_rows ? kernels.rows : kernels.columns;
+  const std::ptrdiff_t shares = (length + share - 1) / share, strips = (across + kStrip - 1) / kStrip;
+  parallel::for_ranges(
+      strips * shares, share * std::min(across, kStrip) * p.depth,
+      [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+        for (std::ptrdiff_t next; begin < end; begin = next) {
+          const std::ptrdiff_t strip = begin / shares, side = strip * kStrip, at = begin % shares;
+          next = std::min(end, (strip + 1) * shares);
+          const std::ptrdiff_t from = at * share;
+          const std::ptrdiff_t n = std::min((at + next - begin) * share, length) - from;
+          const std::ptrdiff_t m = std::min(kStrip, across - side);
+          const Product<T> block = by_rows ? part(p, from, n, side, m) : part(p, side, m, from, n);
+          kernels.matmul(block);
+          finish(block.c, block.rows, by_rows ? side : from, block.columns);
+        }
+      },
+      parallel::Pace::brisk);
+}
+
 template <class T>
 void multiply(const Product<T>& p) noexcept {
-  const bool by_rows = p.rows >= p.columns;
-  const std::ptrdiff_t length = by_rows ? p.rows : p.columns, width = by_rows ? p.columns : p.rows;
-  const auto kernel = products<T>().matmul;
-  parallel::for_ranges((length + kShare - 1) / kShare, kShare * width * p.depth,
-                       [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
-                         const std::ptrdiff_t from = begin * kShare, n = std::min(end * kShare, length) - from;
-                         kernel(by_rows ? part(p, from, n, 0, p.columns) : part(p, 0, p.rows, from, n));
-                       },
-                       parallel::Pace::brisk);
+  multiply(p, [](T*, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t) noexcept {});
 }
 
 template <class T>
@@ -105,16 +123,28 @@ std::optional<View> bias_of(const Operands& p, const py::object& object, const c
   return like(p.a, object, name, use, {p.b.array.shape(1)});
 }
 
+// out = f(a b + bias), each part of it while it is in cache.
+template <class T>
+void dense(const Operands& p, Activation f, const std::optional<View>& bias, double alpha) {
+  const Product<T> product = product_of<T>(p.a, p.b, p.out);
+  const auto kernel = layers<T>().activate;
+  const T* const b = bias ? bias->as<const T>() : nullptr;
+  multiply(product, [=, &product](T* c, std::ptrdiff_t rows, std::ptrdiff_t column, std::ptrdiff_t columns) noexcept {
+    const T* const part = b != nullptr ? b + column : nullptr;
+    for (std::ptrdiff_t i = 0; i < rows; ++i, c += product.c_row) {
+      kernel(f, c, part, static_cast<T>(alpha), c, 1, columns);
+    }
+  });
+}
+
 void call_dense(const py::object& x, const py::object& weight, const py::object& bias, const std::string& name,
                 double alpha, const py::object& out) {
   const Activation f = activation(name);
   const Operands p(x, "x", weight, "weight", out, "out");
   const auto b = bias_of(p, bias, "bias", Use::read);
   if (b) check_apart(p.out, "out", *b, "bias");
-  const View* const given = b ? &*b : nullptr;
   const Released released(p.multiplications(), {p.a.array, p.b.array, p.out.array});
-  p.run();
-  activate(f, p.out, given, alpha, p.out, p.out.array.shape(1));
+  p.a.is_double ? dense<double>(p, f, b, alpha) : dense<float>(p, f, b, alpha);
 }
 
 void call_dense_gradients(const py::object& x, const py::object& grad, const py::object& dweight,

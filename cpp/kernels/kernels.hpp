@@ -233,7 +233,7 @@ struct QuantizedKernels {
 };
 
 // A product is summed in blocks of this many steps, each from 0, and the blocks one after the other.
-constexpr std::ptrdiff_t kProductSteps = 64;
+constexpr std::ptrdiff_t kProductSteps = 128;
 
 // c[i][j] = sum over k of a[i][k] b[k][j]; neighbours of c's rows are neighbours in memory.
 template <class T>
@@ -250,6 +250,7 @@ struct Product {
 template <class T>
 struct ProductKernels {
   void (*matmul)(const Product<T>&) noexcept;
+  std::ptrdiff_t rows, columns;  // of which a part should have a multiple
 };
 
 // Adds the arrays read to those updated, or into those written; the arrays come in the order updated, written, read.

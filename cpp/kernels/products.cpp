@@ -41,17 +41,31 @@ inline Vector<double> multiply_add(double a, Vector<double> b, Vector<double> c)
 // The sums of a tile, of 6 rows and 2 vectors of columns, fill 12 of 16 registers.
 constexpr std::ptrdiff_t kRows = 6, kVectors = 2;
 
+// Steps at a time: what they have to do beside multiplying costs a busy front end a tenth.
+#if defined(__AVX2__) || defined(__aarch64__)
+constexpr int kUnroll = 4;
+#else
+constexpr int kUnroll = 1;
+#endif
+
 // c[i][j] = or += sum over k of a[i][k] b[k][j], for R rows and `columns` of V vectors of columns; b is (steps, width).
-template <std::ptrdiff_t R, std::ptrdiff_t V, class T>
-void tile(const Product<T>& p, const T* a, const T* b, std::ptrdiff_t width, std::ptrdiff_t steps, T* c,
+// With `packs`, b is also copied, to where the next tiles find it next to each other: that hides behind the arithmetic.
+template <bool packs, std::ptrdiff_t R, std::ptrdiff_t V, class T>
+void tile(const Product<T>& p, const T* a, const T* b, std::ptrdiff_t width, T* packed, std::ptrdiff_t steps, T* c,
           std::ptrdiff_t columns, bool first) {
   using Lanes = Vector<T>;
   constexpr std::ptrdiff_t lanes = kLanesOf<T>;
   Lanes sums[R][V] = {};
+  if (!packs) width = V * lanes;
+#pragma GCC unroll kUnroll
   for (std::ptrdiff_t k = 0; k < steps; ++k) {
     Lanes right[V];
+    if (packs) __builtin_prefetch(b + k * width + V * lanes);  // the next columns
 #pragma GCC unroll 2
-    for (std::ptrdiff_t v = 0; v < V; ++v) __builtin_memcpy(&right[v], b + k * width + v * lanes, sizeof(Lanes));
+    for (std::ptrdiff_t v = 0; v < V; ++v) {
+      __builtin_memcpy(&right[v], b + k * width + v * lanes, sizeof(Lanes));
+      if (packs) __builtin_memcpy(packed + (k * V + v) * lanes, &right[v], sizeof(Lanes));
+    }
 #pragma GCC unroll 6  // or the sums would live in memory
     for (std::ptrdiff_t r = 0; r < R; ++r) {
       const T left = a[r * p.a_row + k * p.a_step];
@@ -62,7 +76,7 @@ void tile(const Product<T>& p, const T* a, const T* b, std::ptrdiff_t width, std
 #pragma GCC unroll 6
   for (std::ptrdiff_t r = 0; r < R; ++r) {
     T* const row = c + r * p.c_row;
-    if (columns == V * lanes) {
+    if (packs || columns == V * lanes) {
 #pragma GCC unroll 2
       for (std::ptrdiff_t v = 0; v < V; ++v) {
         Lanes before = {};
@@ -79,36 +93,37 @@ void tile(const Product<T>& p, const T* a, const T* b, std::ptrdiff_t width, std
 }
 
 template <class T>
-using Tile = void (*)(const Product<T>&, const T*, const T*, std::ptrdiff_t, std::ptrdiff_t, T*, std::ptrdiff_t, bool);
+using Tile = void (*)(const Product<T>&, const T*, const T*, std::ptrdiff_t, T*, std::ptrdiff_t, T*, std::ptrdiff_t,
+                      bool);
 
+// By their vectors and their rows; the last ones pack.
 template <class T>
-constexpr Tile<T> tiles[kVectors][kRows] = {
-    {tile<1, 1, T>, tile<2, 1, T>, tile<3, 1, T>, tile<4, 1, T>, tile<5, 1, T>, tile<6, 1, T>},
-    {tile<1, 2, T>, tile<2, 2, T>, tile<3, 2, T>, tile<4, 2, T>, tile<5, 2, T>, tile<6, 2, T>}};
+constexpr Tile<T> tiles[kVectors + 1][kRows] = {
+    {tile<0, 1, 1, T>, tile<0, 2, 1, T>, tile<0, 3, 1, T>, tile<0, 4, 1, T>, tile<0, 5, 1, T>, tile<0, 6, 1, T>},
+    {tile<0, 1, 2, T>, tile<0, 2, 2, T>, tile<0, 3, 2, T>, tile<0, 4, 2, T>, tile<0, 5, 2, T>, tile<0, 6, 2, T>},
+    {tile<1, 1, 2, T>, tile<1, 2, 2, T>, tile<1, 3, 2, T>, tile<1, 4, 2, T>, tile<1, 5, 2, T>, tile<1, 6, 2, T>}};
 
 // All rows of some columns of one block of steps: c and the operands begin there.
 template <class T>
 void panel(const Product<T>& p, const T* a, const T* b, std::ptrdiff_t steps, T* c, std::ptrdiff_t columns,
            bool first) {
   constexpr std::ptrdiff_t lanes = kLanesOf<T>;
-  const std::ptrdiff_t vectors = columns > lanes ? 2 : 1;
-  std::ptrdiff_t width = p.b_step;
-  T packed[kProductSteps * kVectors * lanes];
-  if (p.b_column != 1 || columns < vectors * lanes) {
-    width = vectors * lanes;
-    for (std::ptrdiff_t j = 0; j < width; ++j) {
-      for (std::ptrdiff_t k = 0; k < steps; ++k) {
-        packed[k * width + j] = j < columns ? b[k * p.b_step + j * p.b_column] : T(0);
-      }
+  const std::ptrdiff_t vectors = columns > lanes ? 2 : 1, width = vectors * lanes;
+  alignas(64) T packed[kProductSteps * kVectors * lanes];
+  bool packs = p.b_column == 1 && columns == kVectors * lanes;
+  for (std::ptrdiff_t j = 0; !packs && j < width; ++j) {
+    for (std::ptrdiff_t k = 0; k < steps; ++k) {
+      packed[k * width + j] = j < columns ? b[k * p.b_step + j * p.b_column] : T(0);
     }
-    b = packed;
   }
   // As even as can be: a tile of few rows waits for its own sums.
   const std::ptrdiff_t parts = (p.rows + kRows - 1) / kRows;
   for (std::ptrdiff_t i = 0, row = 0; i < parts; ++i) {
     const std::ptrdiff_t end = p.rows * (i + 1) / parts;
-    tiles<T>[vectors - 1][end - row - 1](p, a + row * p.a_row, b, width, steps, c + row * p.c_row, columns, first);
+    tiles<T>[packs ? kVectors : vectors - 1][end - row - 1](p, a + row * p.a_row, packs ? b : packed, p.b_step, packed,
+                                                            steps, c + row * p.c_row, columns, first);
     row = end;
+    packs = false;
   }
 }
 
@@ -130,7 +145,7 @@ void matmul(const Product<T>& p) noexcept {
 
 extern const ProductKernels<float> STEEPEST_NAME(products_f32);
 extern const ProductKernels<double> STEEPEST_NAME(products_f64);
-const ProductKernels<float> STEEPEST_NAME(products_f32) = {matmul<float>};
-const ProductKernels<double> STEEPEST_NAME(products_f64) = {matmul<double>};
+const ProductKernels<float> STEEPEST_NAME(products_f32) = {matmul<float>, 4 * kRows, kVectors* kLanesOf<float>};
+const ProductKernels<double> STEEPEST_NAME(products_f64) = {matmul<double>, 4 * kRows, kVectors* kLanesOf<double>};
 
 }  // namespace steepest

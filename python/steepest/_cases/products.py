@@ -15,8 +15,8 @@ from steepest._cases.data import normal, placed, special_values, spread
 # Rows, depth, columns: every height of a tile, every rest of a panel, a block of steps and its neighbours.
 WIDTHS = 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33
 SHAPES = [(1 + i, 5, width) for i, width in enumerate(WIDTHS)]
-SHAPES += [(3, depth, 6) for depth in (1, 63, 64, 65, 200)] + [(0, 3, 2), (2, 0, 3), (3, 2, 0), (32, 70, 130)]
-SHAPES += [(130, 32, 40)]
+SHAPES += [(3, depth, 6) for depth in (1, 127, 128, 129, 300)] + [(0, 3, 2), (2, 0, 3), (3, 2, 0), (32, 140, 130)]
+SHAPES += [(130, 32, 40), (300, 5, 270)]  # more than a strip of rows and of columns
 
 
 def _by_reference(a: Array, b: Array, bias: Array) -> Expected:

@@ -6,13 +6,13 @@ import numpy as np
 
 from steepest.reference.functions import Array
 
-STEPS = 64
+STEPS = 128
 
 
 def matmul(a: Array, b: Array) -> Array:
     """a b, for a of shape (rows, depth) and b of shape (depth, columns).
 
-    Summed in blocks of 64 steps, each one product after the other, and the blocks one after the
+    Summed in blocks of 128 steps, each one product after the other, and the blocks one after the
     other. In float32 a product and its addition are rounded together, in float64 each by itself.
     """
     total = np.zeros((a.shape[0], b.shape[1]), a.dtype)
