@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import steepest as sp
+from steepest.benchmarks import rounds
 from steepest.torch import AdamW
 
 SHAPES = {"1,000": (1, 1000), "200 x 1,000": (200, 1000), "400 x 10,000": (400, 10_000), "1 Mi": (1, 1 << 20),
@@ -24,16 +25,15 @@ SHAPES = {"1,000": (1, 1000), "200 x 1,000": (200, 1000), "400 x 10,000": (400, 
 
 
 def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], seconds: float = 3) -> tuple[float, float]:
-    """Medians of both, in seconds; each call that is timed follows one of its own kind."""
-    times: tuple[list[float], list[float]] = ([], [])
+    """Medians of both, in seconds. Each warms itself for 10 ms, while the other's threads still spin."""
     deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline or len(times[0]) < 7:
-        for call, taken in zip((ours, theirs), times, strict=True):
-            call()
-            start = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - start)
-    return median(times[0]), median(times[1])
+    taken = rounds(
+        {"ours": ours, "theirs": theirs},
+        lambda times: len(times["ours"]) >= 7 and time.perf_counter() > deadline,
+        warm=10e-3,
+        turn=5e-3,
+    )
+    return median(taken["ours"]), median(taken["theirs"])
 
 
 def step_alone(count: int, n: int) -> tuple[Callable[[], Any], Callable[[], Any]]:

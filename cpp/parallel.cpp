@@ -29,8 +29,8 @@ constexpr std::ptrdiff_t kMinBlockBytes = 128 << 10, kMaxBlockBytes = 2 << 20;
 constexpr int kBlocksPerThread = 4;
 constexpr std::ptrdiff_t kMaxBlocks = 60000;  // a ticket has 16 bits for those from either end
 
-// How long a worker stays awake after a region, and after a brisk one.
-constexpr auto kSpin = std::chrono::microseconds(10), kBriskSpin = std::chrono::microseconds(200);
+// How long a worker stays awake after a region, and after a brisk one or an announcement.
+constexpr auto kSpin = std::chrono::microseconds(30), kBriskSpin = std::chrono::microseconds(200);
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -47,6 +47,7 @@ struct Settings {
   std::atomic<bool> busy{false};                // a region runs; a second caller works alone
   std::atomic<std::uint64_t> forks{0};
   std::atomic<std::int64_t> last_begin{0}, last_end{0};  // of work worth two threads: nanoseconds
+  std::atomic<std::int64_t> announced{0};                // when the next was
 };
 Settings settings;
 
@@ -88,7 +89,7 @@ class Pool {
     job_.store(&job);
     blocks_.store(blocks);
     team_.store(std::min(team, workers_.load() + 1));
-    if (job.pace == Pace::brisk) awake_until_.store(now() + std::chrono::nanoseconds(kBriskSpin).count());
+    if (job.pace == Pace::brisk) stay_awake();
     done_.store(0);
     ticket_.store({number, 0, 0});
     if (parked_.load() > 0) {
@@ -102,6 +103,8 @@ class Pool {
   }
 
   bool is_awake() const { return parked_.load() < workers_.load(); }
+
+  void stay_awake() { awake_until_.store(now() + std::chrono::nanoseconds(kBriskSpin).count()); }
 
  private:
   void grow(int workers) noexcept {
@@ -174,7 +177,8 @@ Pool* const pool = new (pool_memory) Pool;
 // longer.
 std::ptrdiff_t parallel_bytes(Pace pace, std::int64_t at) {
   if (pace == Pace::brisk && engine() == Engine::pool) return kBriskBytes;
-  const std::int64_t end = settings.last_end.load(), pause = at - end;
+  const std::int64_t end = settings.last_end.load(), announced = settings.announced.load();
+  const std::int64_t pause = (announced > end ? announced : at) - end;
   if (pause < std::chrono::nanoseconds(kSpin).count() || pool->is_awake()) return kSpinBytes;
   return pause < end - settings.last_begin.load() ? kWakeBytes : kAmidBytes;
 }
@@ -254,6 +258,12 @@ void set_threads(int n) { settings.threads.store(n); }
 std::uint64_t forks() { return settings.forks.load(); }
 
 bool is_large(std::ptrdiff_t bytes) { return bytes >= kUnlockBytes; }
+
+void announce(std::ptrdiff_t bytes) {
+  if (bytes < kSpinBytes) return;
+  settings.announced.store(now());
+  if (pool->is_awake()) pool->stay_awake();
+}
 
 void share_blocks_of(std::ptrdiff_t units) {
   for (auto& count : counts) count.store(0);

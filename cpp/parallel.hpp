@@ -24,6 +24,10 @@ std::uint64_t forks();
 // Whether work of so many bytes is worth letting go of the GIL.
 bool is_large(std::ptrdiff_t bytes);
 
+// Work of so many bytes is being prepared: workers that are awake stay so, and what counts is how long ago they had to
+// do now.
+void announce(std::ptrdiff_t bytes);
+
 // For tests: blocks of `units` however small the work, and no thread runs a second one before each has run one; 0
 // restores. `blocks_run` tells how many each thread has run since.
 void share_blocks_of(std::ptrdiff_t units);

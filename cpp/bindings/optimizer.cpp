@@ -448,6 +448,7 @@ void Optimizer::step(const py::object& gradients, const py::object& scale) {
   const Turn turn(*this);
   const parallel::DefaultFloatMode mode;
   const Release work_until_return{work_};
+  announce();
   work_.clear();  // in the child of a fork there may be the rest of another thread's step
   collect(gradients);
   apply_schedules();
@@ -461,9 +462,10 @@ void Optimizer::step(const py::object& gradients, const py::object& scale) {
 // The step over what was collected.
 void Optimizer::take(double grad_scale) {
   const std::ptrdiff_t total = work_.empty() ? 0 : work_.back().end;
+  last_bytes_ = total * kBytesPerElement;
   Pins pins;
   std::optional<WithoutGil> release;
-  if (parallel::is_large(total * kBytesPerElement)) {
+  if (parallel::is_large(last_bytes_)) {
     for (const Work& w : work_) pins.pin(w.g.array);
     release.emplace();
   }

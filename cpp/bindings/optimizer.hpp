@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../dispatch.hpp"
+#include "../parallel.hpp"
 #include "arrays.hpp"
 #include "norm.hpp"
 
@@ -171,6 +172,7 @@ class Optimizer {
   void collect_tensor(Tensor& tensor, const Group& group, std::size_t i, const py::object& g);
   const Output* overlapped(const View& g) const;
   void apply_schedules();
+  void announce() const { parallel::announce(last_bytes_); }  // what comes is most likely as the last step
   void take(double grad_scale);
   static Mask make_mask(const py::object& mask, const Tensor& tensor, const std::string& name);
   static Span span(const Work& w);
@@ -189,6 +191,7 @@ class Optimizer {
   Precision precision_;
   Nonfinite nonfinite_ = Nonfinite::propagate;
   std::int64_t steps_ = 0;
+  std::ptrdiff_t last_bytes_ = 0;
   std::optional<double> last_norm_;
   std::atomic<std::uint64_t> turn_{0};  // 0: free, else 1 + forks of the process that took it
   std::atomic<std::thread::id> turn_of_{};

@@ -374,6 +374,7 @@ const char* Tensors::collect(const Objects& gradients) {
 // one, or None, for each parameter; without it they are the parameters' `grad`.
 const char* Tensors::step(const py::list& groups, const py::dict& state, const py::object& gradients) {
   const Turn turn(optimizer_);
+  optimizer_.announce();
   if (!are_same(structure_, [&](const auto& visit) { return visit_structure(groups, state, visit); })) return kStale;
   if (!std::exchange(are_options_new_, false) &&
       !are_same(options_, [&](const auto& visit) { return visit_options(groups, visit); })) {
