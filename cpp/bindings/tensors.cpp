@@ -99,9 +99,6 @@ View no_array(void* data, std::ptrdiff_t size, bool is_double) {
   return {py::reinterpret_steal<py::array>(py::handle()), data, size, is_double, 0};
 }
 
-// A reference that PyTorch counts in C++: where there are two, its own of each look need no Python and no GIL.
-using Reference = std::unique_ptr<dlpack::Managed, void (*)(dlpack::Managed*)>;
-
 using Objects = std::vector<py::object>;
 
 template <class Walk>
@@ -125,8 +122,12 @@ bool are_same(const Objects& seen, const Walk& walk) {
 
 class Tensors {
  public:
-  Tensors(Optimizer& optimizer, const py::object& tensor_type, const py::object& count_writes)
-      : optimizer_(optimizer), tensor_type_(tensor_type), count_writes_(count_writes) {
+  Tensors(Optimizer& optimizer, const py::object& tensor_type, const py::object& count_writes,
+          const py::object& make_handle, const std::vector<std::uintptr_t>& functions)
+      : optimizer_(optimizer), tensor_type_(tensor_type), count_writes_(count_writes), make_handle_(make_handle) {
+    auto get = [&, i = 0u](auto& f) mutable { f = reinterpret_cast<std::decay_t<decltype(f)>>(functions.at(i++)); };
+    torch_c::Functions& f = functions_;
+    get(f.drop), get(f.data), get(f.dtype), get(f.dim), get(f.sizes), get(f.strides);
     const py::object exchange = tensor_type.attr("__dlpack_c_exchange_api__");
     exchange_ = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(exchange.ptr(), dlpack::Exchange::kCapsule));
     if (exchange_ == nullptr) throw py::error_already_set();
@@ -164,8 +165,8 @@ class Tensors {
     Objects state;
     std::vector<std::int64_t> shape, strides;
     Scalar step, mu_product;
-    std::vector<Reference> references;  // of the state: parameters may be a part of a cycle
-    bool is_ready;                      // has its state
+    std::vector<torch_c::Seen> seen;  // the state and its numbers, not parameters: those may be a part of a cycle
+    bool is_ready;                    // has its state
   };
 
   dlpack::Tensor look(py::handle tensor) const {
@@ -176,18 +177,18 @@ class Tensors {
   View view_of(py::handle tensor, const std::string& name) const;
   View view_of_state(py::handle tensor, const std::string& name) const;
   void watch_state(const py::list& arrays, Watched& w, Tensor& tensor) const;
-  Reference reference_to(py::handle tensor) const;
+  torch_c::Seen seen(py::handle tensor) const;
   Scalar scalar_of(const py::object& tensor) const;
   bool is_unmoved(py::handle tensor, const View& v, const Watched& w) const;
   bool is_unmoved_state(std::size_t i, const Watched& w, const Tensor& tensor) const;
-  bool is_unmoved(const Scalar& s) const;
   static bool lies_alike(const dlpack::Tensor& t, const Watched& w);
   const char* collect(const Objects& gradients);
   bool collect_gradient(const Watched& w, Tensor& tensor, py::handle gradient);
 
   Optimizer& optimizer_;
   const dlpack::Exchange* exchange_;
-  py::object tensor_type_, count_writes_;
+  torch_c::Functions functions_;
+  py::object tensor_type_, count_writes_, make_handle_;
   std::vector<Watched> watched_;
   Objects structure_, options_;
   py::list targets_;
@@ -227,10 +228,8 @@ View Tensors::view_of_state(py::handle tensor, const std::string& name) const {
   return v;
 }
 
-Reference Tensors::reference_to(py::handle tensor) const {
-  dlpack::Managed* managed = nullptr;
-  if (exchange_->from_object(tensor.ptr(), &managed) != 0) throw py::error_already_set();
-  return {managed, [](dlpack::Managed* x) { x->drop(x); }};
+torch_c::Seen Tensors::seen(py::handle tensor) const {
+  return {functions_, make_handle_(tensor).cast<py::capsule>().get_pointer()};
 }
 
 Tensors::Scalar Tensors::scalar_of(const py::object& tensor) const {
@@ -284,9 +283,9 @@ void Tensors::watch(const py::list& groups, const py::dict& state, const py::lis
     tensor.progress.step = entry[6].cast<std::int64_t>();
     tensor.progress.in_float = w.mu_product && w.mu_product.seen.bits == 32;
     watch_state(entry[3], w, tensor);
-    for (const py::object& x : w.state) w.references.push_back(reference_to(x));
+    for (const py::object& x : w.state) w.seen.push_back(seen(x));
     for (const Scalar& x : {w.step, w.mu_product}) {
-      if (x) w.references.push_back(reference_to(x.object));
+      if (x) w.seen.push_back(seen(x.object));
     }
     watched.push_back(std::move(w));
     tensors.push_back(std::move(tensor));
@@ -326,12 +325,6 @@ bool Tensors::is_unmoved_state(std::size_t i, const Watched& w, const Tensor& te
          t.shape[0] == (tensor.p.size + kCodeGroup - 1) / kCodeGroup;
 }
 
-bool Tensors::is_unmoved(const Scalar& s) const {
-  if (!s) return true;
-  const dlpack::Tensor t = look(s.object);
-  return t.begin() == s.seen.begin() && is_float(t) && t.bits == s.seen.bits && size_of(t) == 1;
-}
-
 // Whether the gradient can be used as it lies there.
 bool Tensors::collect_gradient(const Watched& w, Tensor& tensor, py::handle gradient) {
   if (!py::type::handle_of(gradient).is(tensor_type_)) return false;
@@ -355,10 +348,9 @@ const char* Tensors::collect(const Objects& gradients) {
     const Watched& w = watched_[i];
     Tensor& tensor = optimizer_.tensors_[i];
     if (!w.is_ready || !is_unmoved(w.target, tensor.p, w)) return kStale;
-    for (std::size_t k = 0; k < w.state.size(); ++k) {
-      if (!is_unmoved_state(k, w, tensor)) return kStale;
+    for (const torch_c::Seen& x : w.seen) {
+      if (!x.is_unmoved()) return kStale;
     }
-    if (!is_unmoved(w.step) || !is_unmoved(w.mu_product)) return kStale;
     if (!collect_gradient(w, tensor, gradients[i])) return kGradients;
     if (w.step) {
       const double steps = w.step.get();
@@ -450,8 +442,10 @@ void collectable(PyHeapTypeObject* heap_type) {
 
 void register_tensors(py::module_& m) {
   py::class_<Tensors>(m, "Tensors", py::custom_type_setup(collectable))
-      .def(py::init<Optimizer&, const py::object&, const py::object&>(), py::keep_alive<1, 2>(), py::arg("optimizer"),
-           py::arg("tensor_type"), py::arg("count_writes"))
+      .def(py::init<Optimizer&, const py::object&, const py::object&, const py::object&,
+                    const std::vector<std::uintptr_t>&>(),
+           py::keep_alive<1, 2>(), py::arg("optimizer"), py::arg("tensor_type"), py::arg("count_writes"),
+           py::arg("make_handle"), py::arg("functions"))
       .def("set_options", &Tensors::set_options, py::arg("group"), py::arg("options"))
       .def("watch", &Tensors::watch, py::arg("groups"), py::arg("state"), py::arg("params"))
       .def("watch_options", &Tensors::watch_options, py::arg("groups"))

@@ -1,6 +1,6 @@
 """The compiled module: what `steepest.optim` and `steepest.losses` call. Not public."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,14 @@ class Lion(Optimizer): ...
 class Tensors:
     """Steps an optimizer over PyTorch's tensors: what `steepest.torch` calls."""
 
-    def __init__(self, optimizer: Optimizer, tensor_type: object, count_writes: object) -> None: ...
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        tensor_type: object,
+        count_writes: object,
+        make_handle: object,
+        functions: Sequence[int],
+    ) -> None: ...
     def set_options(self, group: int, options: dict[str, Any]) -> list[str]: ...
     def watch(self, groups: list[Any], state: dict[Any, Any], params: list[Any]) -> None: ...
     def watch_options(self, groups: list[Any]) -> None: ...

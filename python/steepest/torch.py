@@ -47,10 +47,13 @@ NaN), and state smaller than the smallest normal number becomes 0.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -74,6 +77,15 @@ _STATE_DTYPES = (None, "float32", "bfloat16", "8bit")
 _SMALLEST = 4096  # elements whose state is kept in fewer bytes, as in steepest.optim
 _CODE, _SCALE = "_code", "_scale"  # of state in 8 bits: what its names end with
 _GROUP = 256  # codes that share a scale
+
+
+@functools.cache
+def _functions() -> list[int]:
+    """The addresses of what is used of PyTorch's C interface."""
+    file = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}.get(sys.platform, "libtorch_cpu.so")
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / file))
+    names = ("delete_tensor_object", "get_data_ptr", "get_dtype", "get_dim", "get_sizes", "get_strides")
+    return [ctypes.cast(library[f"aoti_torch_{name}"], ctypes.c_void_p).value or 0 for name in names]
 
 
 def _number(x: Any) -> float:
@@ -308,7 +320,8 @@ class _Steps(torch.optim.Optimizer):
         self._optimizer = self._rule._core_class()
         self._optimizer.set_clipping(math.inf if self._max_norm is None else self._max_norm, "propagate")
         self._optimizer.set_precision(None, 0, False)  # the seed; how state is kept, its tensors say
-        tensors = _core.Tensors(self._optimizer, torch.Tensor, torch._C._increment_version)
+        make_handle = torch._C._aoti.unsafe_alloc_void_ptr_from_tensor
+        tensors = _core.Tensors(self._optimizer, torch.Tensor, torch._C._increment_version, make_handle, _functions())
         self._names = [tensors.set_options(i, self._options(group)) for i, group in enumerate(self.param_groups)]
         self._copied = []
         undo: list[tuple[Any, dict[str, Any] | None]] = []
