@@ -265,6 +265,9 @@ inline void gradients_of_tile(const SoftmaxRows<T>& a, std::ptrdiff_t first, T* 
 
 // ---- Rows of many classes
 
+// Rows shorter than this, and what is made of them, are asked for while the row before is worked on.
+constexpr std::ptrdiff_t kFetched = 8192;
+
 template <class T>
 inline T row_max(const T* x, std::ptrdiff_t n) {
   Lanes<T> m;
@@ -303,8 +306,13 @@ inline void exponentials_of_row(const SoftmaxRows<T>& a, std::ptrdiff_t i, RowVa
     v.to_all[i] = sum_of<double>(n, [=](auto at) { return even_term(top, at(x)); });
     v.unmasked[i] = sum_of<T>(n, [=](auto at) { return unmasked(at(x)); });
   }
+  const std::ptrdiff_t ahead = n < kFetched ? n : 0;
   v.sum[i] = sum_in_lanes<T>(n, [=](std::ptrdiff_t j, std::ptrdiff_t count, Lanes<T>& sums) {
     Lanes<T> z, y;
+    for (std::ptrdiff_t at = 0; at < kRowLanes; at += 64 / std::ptrdiff_t{sizeof(T)}) {
+      __builtin_prefetch(x + j + ahead + at);
+      __builtin_prefetch(e + j + ahead + at, 1);
+    }
     load_lanes(x + j, count, -Float<T>::infinity, z);
 #pragma GCC unroll 16
     for (int r = 0; r < kRowRegisters<T>; ++r) y[r] = z[r] - top_t;
@@ -384,7 +392,8 @@ inline void row_results(const SoftmaxRows<T>& a, std::ptrdiff_t rows, RowValues<
 
 template <bool smoothed, class T>
 inline Sum softmax_block(const SoftmaxRows<T>& a) {
-  const std::ptrdiff_t n = a.classes, padded = (a.rows + kTile - 1) / kTile * kTile;
+  const std::ptrdiff_t n = a.classes, per_tile = n < kFewClasses ? kTile : kLanesOf<double>,
+                       padded = (a.rows + per_tile - 1) / per_tile * per_tile;
   RowValues<T> v;
   bool all_count = true;
   for (std::ptrdiff_t i = 0; i < padded; ++i) {

@@ -98,24 +98,28 @@ using Lanes = Vector<T>[kRowRegisters<T>];
 // n <= kRowLanes elements; the other lanes get `rest`.
 template <class T>
 inline void load_lanes(const T* x, std::ptrdiff_t n, T rest, Lanes<T>& y) {
-  T padded[kRowLanes];
-  if (n < kRowLanes) {
-    for (int l = 0; l < kRowLanes; ++l) padded[l] = l < n ? x[l] : rest;
-    x = padded;
-  }
+  constexpr int width = kLanesOf<T>;
 #pragma GCC unroll 16
-  for (int r = 0; r < kRowRegisters<T>; ++r) y[r] = load_register(x + r * kLanesOf<T>);
+  for (int r = 0; r < kRowRegisters<T>; ++r) {
+    if (n >= (r + 1) * width) {
+      y[r] = load_register(x + r * width);
+    } else {
+      y[r] = all<Vector<T>>(rest);
+      for (int l = 0; r * width + l < n; ++l) y[r][l] = x[r * width + l];
+    }
+  }
 }
 
 template <class T>
 inline void store_lanes(T* x, std::ptrdiff_t n, const Lanes<T>& y) {
-  if (n == kRowLanes) {
+  constexpr int width = kLanesOf<T>;
 #pragma GCC unroll 16
-    for (int r = 0; r < kRowRegisters<T>; ++r) store_register(x + r * kLanesOf<T>, y[r]);
-  } else {
-    T padded[kRowLanes];
-    __builtin_memcpy(padded, y, sizeof padded);
-    for (int l = 0; l < n; ++l) x[l] = padded[l];
+  for (int r = 0; r < kRowRegisters<T>; ++r) {
+    if (n >= (r + 1) * width) {
+      store_register(x + r * width, y[r]);
+    } else {
+      for (int l = 0; r * width + l < n; ++l) x[r * width + l] = y[r][l];
+    }
   }
 }
 
