@@ -23,13 +23,13 @@ namespace {
 constexpr std::ptrdiff_t kUnlockBytes = 2 << 20;
 // What two threads must have to do: least where more follows at once, or a worker still spins, more where it must be
 // woken, most beside other work, whose threads hold the cores.
-constexpr std::ptrdiff_t kBriskBytes = 1 << 20, kSpinBytes = 2 << 20, kWakeBytes = 5 << 20, kAmidBytes = 10 << 20;
+constexpr std::ptrdiff_t kBriskBytes = 256 << 10, kSpinBytes = 2 << 20, kWakeBytes = 5 << 20, kAmidBytes = 10 << 20;
 // A block must be worth its ticket, and small enough that nobody waits long for the last one.
 constexpr std::ptrdiff_t kMinBlockBytes = 128 << 10, kMaxBlockBytes = 2 << 20;
 constexpr int kBlocksPerThread = 4;
 constexpr std::ptrdiff_t kMaxBlocks = 60000;  // a ticket has 16 bits for those from either end
 
-// How long a worker stays awake after a region, and after a brisk one or an announcement.
+// How long a worker stays awake after a region, and after a brisk one, one that soon follows it, or an announcement.
 constexpr auto kSpin = std::chrono::microseconds(30), kBriskSpin = std::chrono::microseconds(200);
 
 inline void pause() {
@@ -89,7 +89,8 @@ class Pool {
     job_.store(&job);
     blocks_.store(blocks);
     team_.store(std::min(team, workers_.load() + 1));
-    if (job.pace == Pace::brisk) stay_awake();
+    const bool brisk = job.pace == Pace::brisk || now() < brisk_until_.load();
+    brisk_.store(brisk);
     done_.store(0);
     ticket_.store({number, 0, 0});
     if (parked_.load() > 0) {
@@ -100,11 +101,16 @@ class Pool {
     }
     work(number, 0);
     while (done_.load() < blocks) std::this_thread::yield();
+    if (brisk) brisk_until_.store(stay_awake());
   }
 
   bool is_awake() const { return parked_.load() < workers_.load(); }
 
-  void stay_awake() { awake_until_.store(now() + std::chrono::nanoseconds(kBriskSpin).count()); }
+  std::int64_t stay_awake() {
+    const std::int64_t until = now() + std::chrono::nanoseconds(kBriskSpin).count();
+    awake_until_.store(until);
+    return until;
+  }
 
  private:
   void grow(int workers) noexcept {
@@ -156,6 +162,7 @@ class Pool {
     for (std::uint32_t last = 0;;) {
       wait_for_job(last, id);
       work(last, id);
+      if (brisk_.load()) stay_awake();  // the others may take longer
     }
   }
 
@@ -163,7 +170,8 @@ class Pool {
   std::atomic<const Job*> job_{nullptr};
   std::atomic<std::uint32_t> blocks_{0}, done_{0};
   std::atomic<int> team_{1}, parked_{0};
-  std::atomic<std::int64_t> awake_until_{0};
+  std::atomic<std::int64_t> awake_until_{0}, brisk_until_{0};  // nanoseconds
+  std::atomic<bool> brisk_{false};
   std::atomic<int> workers_{0};
   std::mutex mutex_;
   std::condition_variable wake_;

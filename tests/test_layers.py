@@ -390,3 +390,40 @@ def test_no_images_and_no_channels(batch: int, channels: int) -> None:
 def test_images_without_pixels_are_refused() -> None:
     with pytest.raises(ValueError, match="window: expected one that holds a pixel"):
         _core.im2col(np.ones((2, 0, 6, 3), np.float32), **GEOMETRY, patches=np.ones(PATCHES, np.float32))
+
+
+# ---------------------------------------------------------------------------------------------
+# Rows of a batch
+
+
+@pytest.mark.parametrize("dtype", ["u1", "f4", ">f8", "U3", "i8,f4"])
+@pytest.mark.parametrize("shape", [(40,), (5, 0), (7, 3), (90, 2000)], ids=str)
+def test_taken_rows_are_those(dtype: str, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(1)
+    array = rng.integers(0, 100, shape).astype(dtype)
+    for n in (0, 1, 64):
+        rows = rng.integers(0, len(array), n)
+        out = np.empty((n, *shape[1:]), dtype)
+        _core.take_rows(array, rows, out)
+        np.testing.assert_array_equal(out, array[rows])
+
+
+def test_rows_that_are_not_there_or_do_not_fit_change_nothing() -> None:
+    array, out = np.arange(12.0).reshape(4, 3), np.full((2, 3), 7.0)
+    read_only = out.copy()
+    read_only.flags.writeable = False
+    refused: list[tuple[Any, Any, Any, str]] = [
+        (array, [3, 4], out, "rows: expected 0 to 3"),
+        (array, [-1, 0], out, "rows: expected 0 to 3"),
+        (array, [[0, 1]], out, "rows: expected one axis"),
+        (array[:, ::2], [0, 1], out[:, :2], "array: expected rows next to each other"),
+        (array.astype(object), [0, 1], out.astype(object), "array: .* of plain values"),
+        (array, [0, 1], out.astype(np.float32), "out: expected dtype float64"),
+        (array, [0, 1, 2], out, r"out: .* of shape \(3, 3\), got \(2, 3\)"),
+        (array, [0, 1], read_only, "out: expected a writeable"),
+        (array, [0, 1], array[1:3], "out: overlaps array"),
+    ]
+    for source, rows, target, message in refused:
+        with pytest.raises((TypeError, ValueError), match=message):
+            _core.take_rows(source, np.array(rows), target)
+    assert (out == 7).all() and (array == np.arange(12).reshape(4, 3)).all()

@@ -42,14 +42,21 @@ Product<T> part(const Product<T>& p, std::ptrdiff_t row, std::ptrdiff_t rows, st
           p.depth};
 }
 
-// The longer side of c is shared, the shorter one cut into strips. A multiplication costs as much as a byte of an
-// optimizer's traffic. What is finished is handed to `finish(c, rows, column, columns)`, c beginning there.
+// Whether rows of c are shared rather than columns. Who takes all columns packs all of b; who takes all rows reads all
+// of a, which where its steps are strided is more than it needs at a time.
+template <class T>
+bool by_rows(const Product<T>& p) {
+  return p.a_step == 1 ? p.columns < 4 * products<T>().columns : p.rows >= p.columns;
+}
+
+// One side of c is shared, the other one cut into strips. A multiplication costs as much as a byte of an optimizer's
+// traffic. What is finished is handed to `finish(c, rows, column, columns)`, c beginning there.
 template <class T, class F>
 void multiply(const Product<T>& p, const F& finish) noexcept {
-  const bool by_rows = p.rows >= p.columns;
-  const std::ptrdiff_t length = by_rows ? p.rows : p.columns, across = by_rows ? p.columns : p.rows;
+  const bool rows = by_rows(p);
+  const std::ptrdiff_t length = rows ? p.rows : p.columns, across = rows ? p.columns : p.rows;
   const ProductKernels<T>& kernels = products<T>();
-  const std::ptrdiff_t share = by_rows ? kernels.rows : kernels.columns;
+  const std::ptrdiff_t share = rows ? kernels.rows : kernels.columns;
   const std::ptrdiff_t shares = (length + share - 1) / share, strips = (across + kStrip - 1) / kStrip;
   parallel::for_ranges(
       strips * shares, share * std::min(across, kStrip) * p.depth,
@@ -60,9 +67,9 @@ void multiply(const Product<T>& p, const F& finish) noexcept {
           const std::ptrdiff_t from = at * share;
           const std::ptrdiff_t n = std::min((at + next - begin) * share, length) - from;
           const std::ptrdiff_t m = std::min(kStrip, across - side);
-          const Product<T> block = by_rows ? part(p, from, n, side, m) : part(p, side, m, from, n);
+          const Product<T> block = rows ? part(p, from, n, side, m) : part(p, side, m, from, n);
           kernels.matmul(block);
-          finish(block.c, block.rows, by_rows ? side : from, block.columns);
+          finish(block.c, block.rows, rows ? side : from, block.columns);
         }
       },
       parallel::Pace::brisk);

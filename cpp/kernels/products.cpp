@@ -103,6 +103,57 @@ constexpr Tile<T> tiles[kVectors + 1][kRows] = {
     {tile<0, 1, 2, T>, tile<0, 2, 2, T>, tile<0, 3, 2, T>, tile<0, 4, 2, T>, tile<0, 5, 2, T>, tile<0, 6, 2, T>},
     {tile<1, 1, 2, T>, tile<1, 2, 2, T>, tile<1, 3, 2, T>, tile<1, 4, 2, T>, tile<1, 5, 2, T>, tile<1, 6, 2, T>}};
 
+// Lanes of two rows that change places across the diagonal, `distance` away from each other: what becomes of the first
+// row, and of the second.
+template <std::size_t distance, std::size_t... lane, class V>
+inline void exchange(V& first, V& second, std::index_sequence<lane...>) {
+  constexpr std::size_t n = sizeof...(lane);
+#if defined(__clang__)
+  const V upper = __builtin_shufflevector(first, second, ((lane & distance) != 0 ? n + lane - distance : lane)...);
+  const V lower = __builtin_shufflevector(first, second, ((lane & distance) != 0 ? n + lane : lane + distance)...);
+#else
+  const V upper = __builtin_shuffle(first, second, Bits<V>{((lane & distance) != 0 ? n + lane - distance : lane)...});
+  const V lower = __builtin_shuffle(first, second, Bits<V>{((lane & distance) != 0 ? n + lane : lane + distance)...});
+#endif
+  first = upper;
+  second = lower;
+}
+
+template <std::size_t distance, std::size_t n, class V>
+inline void transpose(V (&rows)[n]) {
+#pragma GCC unroll 16
+  for (std::size_t i = 0; i < n; ++i) {
+    if ((i & distance) == 0) exchange<distance>(rows[i], rows[i + distance], std::make_index_sequence<n>{});
+  }
+  if constexpr (distance > 1) transpose<distance / 2>(rows);
+}
+
+// packed[k][j] = b[k][j] for `width` columns, those from `columns` on being 0.
+template <class T>
+void pack(const Product<T>& p, const T* b, std::ptrdiff_t steps, std::ptrdiff_t columns, T* packed,
+          std::ptrdiff_t width) {
+  constexpr std::ptrdiff_t lanes = kLanesOf<T>;
+  const bool squares = p.b_step == 1 && columns == width;
+  const std::ptrdiff_t whole = squares ? steps - steps % lanes : 0;
+  for (std::ptrdiff_t j = 0; squares && j < width; j += lanes) {
+    for (std::ptrdiff_t k = 0; k < whole; k += lanes) {
+      Vector<T> rows[lanes];
+#pragma GCC unroll 16
+      for (std::ptrdiff_t i = 0; i < lanes; ++i) rows[i] = load_register(b + (j + i) * p.b_column + k);
+      transpose<lanes / 2>(rows);
+#pragma GCC unroll 16
+      for (std::ptrdiff_t i = 0; i < lanes; ++i) {
+        __builtin_memcpy(packed + (k + i) * width + j, &rows[i], sizeof(Vector<T>));
+      }
+    }
+  }
+  for (std::ptrdiff_t j = 0; j < width; ++j) {
+    for (std::ptrdiff_t k = whole; k < steps; ++k) {
+      packed[k * width + j] = j < columns ? b[k * p.b_step + j * p.b_column] : T(0);
+    }
+  }
+}
+
 // All rows of some columns of one block of steps: c and the operands begin there.
 template <class T>
 void panel(const Product<T>& p, const T* a, const T* b, std::ptrdiff_t steps, T* c, std::ptrdiff_t columns,
@@ -111,11 +162,7 @@ void panel(const Product<T>& p, const T* a, const T* b, std::ptrdiff_t steps, T*
   const std::ptrdiff_t vectors = columns > lanes ? 2 : 1, width = vectors * lanes;
   alignas(64) T packed[kProductSteps * kVectors * lanes];
   bool packs = p.b_column == 1 && columns == kVectors * lanes;
-  for (std::ptrdiff_t j = 0; !packs && j < width; ++j) {
-    for (std::ptrdiff_t k = 0; k < steps; ++k) {
-      packed[k * width + j] = j < columns ? b[k * p.b_step + j * p.b_column] : T(0);
-    }
-  }
+  if (!packs) pack(p, b, steps, columns, packed, width);
   // As even as can be: a tile of few rows waits for its own sums.
   const std::ptrdiff_t parts = (p.rows + kRows - 1) / kRows;
   for (std::ptrdiff_t i = 0, row = 0; i < parts; ++i) {

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from steepest import _core
 from steepest.nn.layer import Array, Buffers
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "class_numbers",
     "source",
     "split_rows",
+    "take",
     "with_validation",
 ]
 
@@ -75,8 +77,16 @@ class Arrays:
 
     def _take(self, name: str, array: Array, rows: Array) -> Array:
         out = self._buffer(name, (len(rows), *array.shape[1:]), array.dtype)
-        # The rows are in range; mode="raise" would make take buffer its output.
-        return array.take(rows, axis=0, out=out, mode="clip")
+        take(array, rows, out)
+        return out
+
+
+def take(array: Array, rows: Array, out: Array) -> None:
+    """out = array[rows], for row numbers that are in range."""
+    if array.flags.c_contiguous and not array.dtype.hasobject:
+        _core.take_rows(array, rows, out)
+    else:  # mode="raise" would make it buffer its output
+        array.take(rows, axis=0, out=out, mode="clip")
 
 
 class Stream:

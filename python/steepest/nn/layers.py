@@ -16,9 +16,9 @@ from steepest.nn.layer import Array, Layer, Shape
 __all__ = ["Dense", "Dropout", "Flatten", "Reshape"]
 
 NO_ACTIVATION = "identity", 0.0
-# Multiplications up to which a product of our own is quicker than BLAS', which copies its operands first;
-# it never is without the one instruction that multiplies and adds.
-SMALL_WORK = 0 if _core.build_info()["isas"] == ["sse2"] else 1 << 24
+# Multiplications up to which a product of our own, on all threads, is as quick as BLAS' on all of its, which hold the
+# cores afterwards; it never is without the one instruction that multiplies and adds.
+SMALL_WORK = 0 if _core.build_info()["isas"] == ["sse2"] else 1 << 26
 
 
 class Affine(Layer):

@@ -14,6 +14,7 @@ from scipy import sparse
 from scipy.special import xlogy
 
 from steepest import _core, losses, nn, optim, schedules
+from steepest._batches import take
 from steepest._scoring import _softmax
 from steepest._settings import OPTIMIZERS, SCHEDULES
 from steepest.nn.layer import Array, Buffers
@@ -191,8 +192,8 @@ class Samples:
         if isinstance(rows, slice):
             return array[rows]
         out = self._buffer(name, (len(rows), *array.shape[1:]), array.dtype)
-        # The rows are in range; mode="raise" would make take buffer its output.
-        return array.take(rows, axis=0, out=out, mode="clip")
+        take(array, rows, out)
+        return out
 
 
 def dense(x: Any, rows: slice | Array) -> Array:
