@@ -20,6 +20,7 @@ namespace steepest {
   extern const LayerKernels<float> layers_f32_##isa;      \
   extern const LayerKernels<double> layers_f64_##isa;     \
   extern const QuantizedKernels quantized_f32_##isa;      \
+  extern const CodedRuleKernels coded_f32_##isa;          \
   extern const CodecKernels codecs_f32_##isa;             \
   extern const ProductKernels<float> products_f32_##isa;  \
   extern const ProductKernels<double> products_f64_##isa; \
@@ -85,11 +86,11 @@ const QuantizedKernels& fitting(const QuantizedKernels& quantized) { return quan
 
 #endif
 
-#define STEEPEST_ENTRY(isa)                                                                                   \
-  {#isa,                                                                                                      \
-   has_##isa,                                                                                                 \
-   {rules_f32_##isa, rules_f64_##isa, losses_f32_##isa, losses_f64_##isa, layers_f32_##isa, layers_f64_##isa, \
-    quantized_f32_##isa, codecs_f32_##isa, products_f32_##isa, products_f64_##isa, streams_f32_##isa,         \
+#define STEEPEST_ENTRY(isa)                                                                                            \
+  {#isa,                                                                                                               \
+   has_##isa,                                                                                                          \
+   {rules_f32_##isa, rules_f64_##isa, losses_f32_##isa, losses_f64_##isa, layers_f32_##isa, layers_f64_##isa,          \
+    quantized_f32_##isa, coded_f32_##isa, codecs_f32_##isa, products_f32_##isa, products_f64_##isa, streams_f32_##isa, \
     streams_f64_##isa}},
 const auto& all_isas() {
   static const Isa all[] = {STEEPEST_FOR_EACH_ISA(STEEPEST_ENTRY)};  // without a destructor: used while others exit
@@ -134,6 +135,8 @@ const Isa& current() {
 }  // namespace
 
 const Kernels& kernels() { return current().kernels; }
+
+const CodedRuleKernels& coded_rules() { return current().kernels.coded_f32; }
 
 const CodecKernels& codecs() { return current().kernels.codecs_f32; }
 

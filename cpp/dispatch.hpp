@@ -22,6 +22,7 @@ template <class T>
 const LossKernels<T>& losses();
 template <class T>
 const LayerKernels<T>& layers();
+const CodedRuleKernels& coded_rules();
 const CodecKernels& codecs();
 template <class T>
 const ProductKernels<T>& products();

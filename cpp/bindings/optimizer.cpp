@@ -70,12 +70,11 @@ void fill(const Tensor& tensor, double value) {
       array.attr("fill")(value);
     } else if (tensor.storage == Storage::bfloat16) {
       std::uint16_t code;
-      codecs().narrow(&x, &code, {false, 0}, 1);
+      codecs().narrow(&x, &code, 1);
       array.attr("fill")(code);
     } else {
-      std::uint8_t code;
       float scale;
-      codecs().encode_unsigned(&x, &code, &scale, {false, 0}, 1);
+      const std::uint8_t code = coded_rules().encode(x, &scale);
       array.attr("fill")(code);
       tensor.state[tensor.slots + i].array.attr("fill")(scale);
     }

@@ -54,6 +54,7 @@ struct SgdRule : Plain {
   static auto kernel() {
     return rules<T>().sgd;
   }
+  static auto coded_kernel() { return coded_rules().sgd; }
 };
 
 struct MomentumRule : Plain {
@@ -72,6 +73,7 @@ struct MomentumRule : Plain {
   static auto kernel() {
     return rules<T>().momentum;
   }
+  static auto coded_kernel() { return coded_rules().momentum; }
 };
 
 struct RmspropRule : Plain {
@@ -108,6 +110,7 @@ struct RmspropRule : Plain {
   static auto kernel() {
     return rules<T>().rmsprop;
   }
+  static auto coded_kernel() { return coded_rules().rmsprop; }
 };
 
 struct AdagradRule : Plain {
@@ -133,6 +136,7 @@ struct AdagradRule : Plain {
   static auto kernel() {
     return rules<T>().adagrad;
   }
+  static auto coded_kernel() { return coded_rules().adagrad; }
 };
 
 struct AdamRule : Plain {
@@ -171,6 +175,7 @@ struct AdamRule : Plain {
   static auto kernel() {
     return rules<T>().adam;
   }
+  static auto coded_kernel() { return coded_rules().adam; }
 };
 
 struct NadamRule : Plain {
@@ -209,6 +214,7 @@ struct NadamRule : Plain {
   static auto kernel() {
     return rules<T>().nadam;
   }
+  static auto coded_kernel() { return coded_rules().nadam; }
 };
 
 struct LionRule : Plain {
@@ -229,6 +235,7 @@ struct LionRule : Plain {
   static auto kernel() {
     return rules<T>().lion;
   }
+  static auto coded_kernel() { return coded_rules().lion; }
 };
 
 template <class Rule>
@@ -332,9 +339,16 @@ class RuleOptimizer final : public Optimizer {
     const Work& w = work()[i];
     if (w.tensor->is_low_precision()) {
       const Prepared<float>& scalars = scalars_[i].f32;
-      LowPrecisionStep(*w.tensor, w.g, seed()).run(begin, n, [&](const Arrays<float>& a, std::ptrdiff_t size) noexcept {
-        Rule::template kernel<float>()(scalars.gradient, scalars.step, a, size);
-      });
+      const auto rule = Rule::template kernel<float>();
+      LowPrecisionStep(*w.tensor, w.g, seed(), ahead())
+          .run(
+              begin, n,
+              [&](const Arrays<float>& a, std::ptrdiff_t size) noexcept {
+                rule(scalars.gradient, scalars.step, a, size);
+              },
+              [&](const CodedArrays& a, std::ptrdiff_t size) noexcept {
+                Rule::coded_kernel()(scalars.gradient, scalars.step, a, size, rule);
+              });
     } else if (w.g.is_double) {
       run<double>(w, scalars_[i].f64, begin, n);
     } else {

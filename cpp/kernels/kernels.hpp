@@ -149,30 +149,48 @@ struct LossKernels {
   void (*log1p)(const T* x, T* y, std::ptrdiff_t n) noexcept;
 };
 
-// How float32 is rounded to fewer bits: to nearest, or up with the probability of what is cut off; the random bits of
-// element i are hash(key + i).
-struct Rounding {
-  bool is_stochastic;
-  std::uint32_t key;
-};
+// The random bits of element i of an array are a hash of a counter plus i. Two arrays share an element's 32 bits: one
+// takes the upper ones, the other those below the first 12.
+constexpr int kLowerEnd = 12;
 
 // 8-bit codes share a scale among so many elements, in memory order.
 constexpr std::ptrdiff_t kCodeGroup = 256;
 
-// float32 to and from what takes fewer bytes: bfloat16, a bfloat16 with the 16 bits that it lacks, and 8-bit codes with
-// a scale for each group (`codes` begins with a group).
-struct CodecKernels {
-  using Decode = void (*)(const std::uint8_t* codes, const float* scales, float* y, std::ptrdiff_t n) noexcept;
-  using Encode = void (*)(const float* x, std::uint8_t* codes, float* scales, Rounding, std::ptrdiff_t n) noexcept;
+// As Arrays, of float32 whose state is kept in fewer bytes: bfloat16, or 8-bit codes where there are scales.
+struct CodedArrays {
+  float* p;
+  const float* g;
+  void* state[3];
+  float* scales[3];          // of groups, the first of which begins here
+  std::uint32_t counter[2];  // of states 0 and 1, and of state 2
+  bool is_stochastic;        // else numbers are rounded to nearest
+  std::ptrdiff_t ahead;
+};
 
+struct CodedRuleKernels {
+  // The last argument, the rule on float32, is for groups of codes with infinities or NaN.
+  template <class Step>
+  using Rule = void (*)(const Gradient<float>&, const Step&, const CodedArrays&, std::ptrdiff_t n,
+                        RuleKernels<float>::Rule<Step>) noexcept;
+
+  Rule<SgdStep<float>> sgd;
+  Rule<MomentumStep<float>> momentum;
+  Rule<RmspropStep<float>> rmsprop;
+  Rule<AdagradStep<float>> adagrad;
+  Rule<AdamStep<float>> adam;
+  Rule<NadamStep<float>> nadam;
+  Rule<LionStep<float>> lion;
+  std::uint8_t (*encode)(float x, float* scale) noexcept;  // of squares, all of them x, which is no NaN
+};
+
+// float32 to and from bfloat16, and a bfloat16 with the 16 bits that it lacks.
+struct CodecKernels {
   void (*widen)(const std::uint16_t* x, float* y, std::ptrdiff_t n) noexcept;
-  void (*narrow)(const float* x, std::uint16_t* y, Rounding, std::ptrdiff_t n) noexcept;
+  void (*narrow)(const float* x, std::uint16_t* y, std::ptrdiff_t n) noexcept;  // to nearest
   void (*split)(const float* x, std::uint16_t* p, std::int16_t* correction, std::ptrdiff_t n) noexcept;
   void (*join)(const std::uint16_t* p, const std::int16_t* correction, float* x, std::ptrdiff_t n) noexcept;
   void (*round_to_bfloat16)(const float* x, std::uint16_t* p, std::ptrdiff_t n) noexcept;
   void (*reconcile)(const std::uint16_t* p, float* master, std::ptrdiff_t n) noexcept;
-  Decode decode_unsigned, decode_signed;
-  Encode encode_unsigned, encode_signed;
 };
 
 enum class Activation { identity, relu, leaky_relu, tanh, sigmoid };
@@ -273,6 +291,7 @@ struct Kernels {
   LayerKernels<float> layers_f32;
   LayerKernels<double> layers_f64;
   QuantizedKernels quantized;
+  CodedRuleKernels coded_f32;
   CodecKernels codecs_f32;
   ProductKernels<float> products_f32;
   ProductKernels<double> products_f64;

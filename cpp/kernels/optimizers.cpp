@@ -8,12 +8,6 @@ namespace {
 template <class T>
 constexpr std::ptrdiff_t kLine = 64 / sizeof(T);
 
-// Asks for the line that lies so many bytes ahead.
-template <class T>
-inline void prefetch(const T* x, std::ptrdiff_t ahead) {
-  __builtin_prefetch(reinterpret_cast<const char*>(x) + ahead);
-}
-
 template <class T>
 inline void copy_line(const T* x, T* y, std::ptrdiff_t n) {
   if (n == kLine<T>) {
@@ -21,34 +15,6 @@ inline void copy_line(const T* x, T* y, std::ptrdiff_t n) {
   } else {
     for (std::ptrdiff_t i = 0; i < n; ++i) y[i] = x[i];
   }
-}
-
-template <class T>
-inline bool has_penalty(const Gradient<T>& f) {
-  return f.l1 != 0 || f.l2 != 0;
-}
-
-// Whether g * scale needs double: not where scale has T's precision, for the product is then rounded once either way.
-inline bool is_wide(const Gradient<float>& f) { return static_cast<double>(static_cast<float>(f.scale)) != f.scale; }
-
-// A register of g * scale, rounded once.
-inline Vector<float> wide_product(const float* g, double scale) {
-  constexpr int half = kLanesOf<double>;
-  return joined(load_double(g) * scale, load_double(g + half) * scale);
-}
-
-// The gradient that the rule sees.
-template <bool penalty, bool wide, class T>
-inline Vector<T> fused(const Gradient<T>& f, const T* g, Vector<T> p) {
-  Vector<T> x;
-  if constexpr (wide) {
-    x = wide_product(g, f.scale);
-  } else {
-    x = load_register(g) * static_cast<T>(f.scale);
-  }
-  x = clip(x, f.lower, f.upper);
-  if constexpr (penalty) x = x + f.l1 * sgn(p) + f.l2 * p;
-  return x;
 }
 
 // n is a multiple of kLine.

@@ -1,5 +1,5 @@
 // The update rules, each written for a number and for a register of them alike: of the gradient, the parameter and what
-// the rule keeps, the latter two by reference.
+// the rule keeps, the latter two by reference. Bit k of `squares` says that state k is a sum or an average of squares.
 #pragma once
 
 #include "vector_math.hpp"
@@ -21,8 +21,43 @@ inline void specialise(F f, bool flag, Rest... rest) {
   }
 }
 
+// Asks for the line that lies so many bytes ahead.
+template <class T>
+inline void prefetch(const T* x, std::ptrdiff_t ahead) {
+  __builtin_prefetch(reinterpret_cast<const char*>(x) + ahead);
+}
+
+template <class T>
+inline bool has_penalty(const Gradient<T>& f) {
+  return f.l1 != 0 || f.l2 != 0;
+}
+
+// Whether g * scale needs double: not where scale has T's precision, for the product is then rounded once either way.
+inline bool is_wide(const Gradient<float>& f) { return static_cast<double>(static_cast<float>(f.scale)) != f.scale; }
+
+// A register of g * scale, rounded once.
+inline Vector<float> wide_product(const float* g, double scale) {
+  constexpr int half = kLanesOf<double>;
+  return joined(load_double(g) * scale, load_double(g + half) * scale);
+}
+
+// The gradient that the rule sees.
+template <bool penalty, bool wide, class T>
+inline Vector<T> fused(const Gradient<T>& f, const T* g, Vector<T> p) {
+  Vector<T> x;
+  if constexpr (wide) {
+    x = wide_product(g, f.scale);
+  } else {
+    x = load_register(g) * static_cast<T>(f.scale);
+  }
+  x = clip(x, f.lower, f.upper);
+  if constexpr (penalty) x = x + f.l1 * sgn(p) + f.l2 * p;
+  return x;
+}
+
 struct PlainSgd {
   static constexpr std::size_t slots = 0;
+  static constexpr unsigned squares = 0;
   template <class V, class Step>
   static void update(const Step& h, V g, V& p, V*) {
     p = p - h.lr * g;
@@ -32,6 +67,7 @@ struct PlainSgd {
 template <bool nesterov, bool lr_in_velocity>
 struct SgdWithMomentum {
   static constexpr std::size_t slots = 1;
+  static constexpr unsigned squares = 0;
   template <class V, class Step>
   static void update(const Step& h, V g, V& p, V* state) {
     V& b = state[0];
@@ -47,6 +83,7 @@ struct SgdWithMomentum {
 
 struct Momentum {
   static constexpr std::size_t slots = 1;
+  static constexpr unsigned squares = 0;
   template <class V, class Step>
   static void update(const Step& h, V g, V& p, V* state) {
     V& v = state[0];
@@ -58,6 +95,7 @@ struct Momentum {
 template <bool centered, bool has_momentum>
 struct Rmsprop {
   static constexpr std::size_t slots = 1 + centered + has_momentum;
+  static constexpr unsigned squares = 1;
   template <class V, class Step>
   static void update(const Step& h, V g, V& p, V* state) {
     V& s = state[0];
@@ -79,6 +117,7 @@ struct Rmsprop {
 
 struct Adagrad {
   static constexpr std::size_t slots = 1;
+  static constexpr unsigned squares = 1;
   template <class V, class Step>
   static void update(const Step& h, V g, V& p, V* state) {
     V& s = state[0];
@@ -90,6 +129,7 @@ struct Adagrad {
 template <bool amsgrad>
 struct Adam {
   static constexpr std::size_t slots = 2 + amsgrad;
+  static constexpr unsigned squares = 6;
   template <class V, class Step>
   static void update(const Step& h, V g, V& p, V* state) {
     V &m = state[0], &v = state[1], &v_hat = state[slots - 1];
@@ -102,6 +142,7 @@ struct Adam {
 
 struct Nadam {
   static constexpr std::size_t slots = 2;
+  static constexpr unsigned squares = 2;
   template <class V, class Step>
   static void update(const Step& h, V g, V& p, V* state) {
     V &m = state[0], &v = state[1];
@@ -113,6 +154,7 @@ struct Nadam {
 
 struct Lion {
   static constexpr std::size_t slots = 1;
+  static constexpr unsigned squares = 0;
   template <class V, class Step>
   static void update(const Step& h, V g, V& p, V* state) {
     V& m = state[0];

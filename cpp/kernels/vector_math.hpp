@@ -201,10 +201,11 @@ inline std::uint32_t hash(std::uint32_t x) {
   return x ^ (x >> 15);
 }
 
-// Random bits for stochastic rounding, the upper ones the best, of a counter that begins at a hash: so what an element
-// gets is independent from step to step, and a short mix will do for its neighbours.
-inline std::uint32_t random_bits(std::uint32_t counter) {
-  const std::uint32_t x = counter * 0x9e3779b1;
+// Random bits for stochastic rounding: of a counter that begins at a hash, so what an element gets is independent from
+// step to step, and a short mix will do for its neighbours. In two parts: the first of x + y is that of x and y's sum.
+inline std::uint32_t first_mix(std::uint32_t counter) { return counter * 0x9e3779b1; }
+template <class B>
+inline B second_mix(B x) {
   return (x ^ (x >> 15)) * 0xd35a2d97;
 }
 

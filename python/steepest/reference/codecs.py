@@ -24,17 +24,18 @@ _DROPPED = 20  # bits of a float32 that an 8-bit code does not have
 
 
 def random_bits(n: int, seed: int, step: int, slot: int, first: int = 0) -> Array:
-    """32 random bits for each of n elements: of a seed, a tensor's step, the number of its state array, the element.
+    """Random bits for each of n elements: of a seed, a tensor's step, the number of its state array, the element.
 
-    For each element they are independent from step to step; the upper bits are the best.
+    For each element they are independent from step to step; the upper bits are the best. Two state arrays share 32
+    bits: the second one's are the last 20, moved up.
     """
     index = np.arange(first, first + n, dtype=np.uint64)
     with np.errstate(over="ignore"):
         key = _hash(_U(seed))
-        for part in (step & 0xFFFFFFFF, step >> 32, slot):
+        for part in (step & 0xFFFFFFFF, step >> 32, slot // 2):
             key = _hash(key + _U(part))
         x = (_hash(key + (index >> np.uint64(32)).astype(_U)) + index.astype(_U)) * _U(0x9E3779B1)
-        return np.asarray((x ^ (x >> _U(15))) * _U(0xD35A2D97))
+        return np.asarray((x ^ (x >> _U(15))) * _U(0xD35A2D97) << _U(12 * (slot % 2)))
 
 
 def _hash(x: Any) -> Any:
