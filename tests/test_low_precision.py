@@ -97,6 +97,12 @@ def test_random_bits_are_as_good_as_random() -> None:
     assert np.abs(uniform.mean(axis=1) - 0.5).max() < 0.02
     for a, b in ((uniform[:-1], uniform[1:]), (uniform[:, :-1], uniform[:, 1:])):
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.005
+    first, second = (
+        np.stack([reference.random_bits(5000, 3, t, slot) for t in range(400)]) / 2.0**32 for slot in (0, 1)
+    )
+    assert np.abs(second.mean(axis=0) - 0.5).max() < 0.08 and np.abs(second.mean(axis=1) - 0.5).max() < 0.02
+    for a, b in ((first, second), (second[:-1], second[1:]), (second[:, :-1], second[:, 1:])):
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.005
     assert len({reference.random_bits(1, *key)[0] for key in ((0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1))}) == 4
     far = reference.random_bits(2, 0, 1, 0, first=2**32 - 1)
     assert far[0] == reference.random_bits(2**16, 0, 1, 0, first=2**32 - 2**16)[-1]

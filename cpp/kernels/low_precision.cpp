@@ -27,6 +27,13 @@ constexpr Mode mode_of(std::size_t slot, bool is_stochastic) {
   return !is_stochastic ? Mode::nearest : slot % 2 == 0 ? Mode::upper : Mode::lower;
 }
 
+// What of a rule matters to codes.
+template <std::size_t n, unsigned of_squares>
+struct States {
+  static constexpr std::size_t slots = n;
+  static constexpr unsigned squares = of_squares;
+};
+
 template <class Rule>
 constexpr bool is_squares(std::size_t slot) {
   return (Rule::squares >> slot & 1) != 0;
@@ -213,7 +220,8 @@ void update_codes(Step h, CodedArrays a, RuleKernels<float>::Rule<Step> rule) {
   } else {
     update_decoded<Rule>(h, a, group);
   }
-  (a.is_stochastic ? encode_group<Rule, true> : encode_group<Rule, false>)(group, a);
+  using Kept = States<Rule::slots, Rule::squares>;
+  (a.is_stochastic ? encode_group<Kept, true> : encode_group<Kept, false>)(group, a);
 }
 
 // The gradient that the rule sees, where it is not g itself.
