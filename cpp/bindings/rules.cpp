@@ -365,6 +365,27 @@ void bind(py::module_& m, const char* name) {
   py::class_<RuleOptimizer<Rule>, Optimizer>(m, name).def(py::init<>());
 }
 
+// pybind11's own way to call it takes longer than all the rest of a step of small arrays.
+PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t n) {
+  try {
+    if (n != 2) throw py::type_error("step: expected grads and grad_scale, got " + std::to_string(n) + " arguments");
+    py::cast<Optimizer&>(py::handle(self))
+        .step(py::reinterpret_borrow<py::object>(args[0]), py::reinterpret_borrow<py::object>(args[1]));
+    Py_RETURN_NONE;
+  } catch (...) {
+    py::detail::try_translate_exceptions();
+    return nullptr;
+  }
+}
+
+// Makes it a method of the type.
+void add_step(const py::object& type) {
+  static PyMethodDef method{"step", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(step)), METH_FASTCALL,
+                            "step(grads, grad_scale)"};
+  type.attr("step") =
+      py::reinterpret_steal<py::object>(PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type.ptr()), &method));
+}
+
 }  // namespace
 
 void register_rules(py::module_& m) {
@@ -372,7 +393,6 @@ void register_rules(py::module_& m) {
   py::class_<Optimizer>(m, "Optimizer")
       .def("add_group", &Optimizer::add_group, py::arg("params"), py::arg("options"))
       .def("set_options", &Optimizer::set_options, py::arg("group"), py::arg("options"))
-      .def("step", &Optimizer::step, py::arg("grads"), py::arg("grad_scale"))
       .def("set_masks", &Optimizer::set_masks, py::arg("masks"))
       .def("masks", &Optimizer::masks)
       .def("snapshot", &Optimizer::snapshot, py::arg("copy") = true)
@@ -384,6 +404,7 @@ void register_rules(py::module_& m) {
       .def_readwrite("grouped", &Optimizer::grouped)
       .def_property_readonly("last_norm", &Optimizer::last_norm)
       .def_property_readonly("steps", &Optimizer::steps);
+  add_step(m.attr("Optimizer"));
 
   bind<SgdRule>(m, "SGD");
   bind<MomentumRule>(m, "Momentum");
