@@ -29,4 +29,7 @@ const ProductKernels<T>& products();
 template <class T>
 const StreamKernels<T>& streams();
 
+// Of work that moves more bytes than caches hold, what lies so many bytes ahead is asked for in time.
+inline std::ptrdiff_t bytes_ahead(std::ptrdiff_t moved) { return moved > 24 << 20 ? 768 : 0; }
+
 }  // namespace steepest

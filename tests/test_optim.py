@@ -1020,3 +1020,20 @@ def test_an_optimizer_keeps_its_parameters_alive() -> None:
     opt.step([np.ones(10_000)] * 2)
     for p in opt.param_groups[0]["params"]:
         np.testing.assert_array_equal(p, 0.0)
+
+
+@every_variant
+@both_dtypes
+def test_steps_do_not_depend_on_where_arrays_begin(rule: Any, options: dict[str, Any], dtype: Any) -> None:
+    n, line = 2061, 64 // np.dtype(dtype).itemsize  # large enough for a step that begins with a cache line
+    rng = np.random.default_rng(0)
+    start, gradient = (rng.normal(size=n).astype(dtype) for _ in range(2))
+    ends = set()
+    for offset in range(0, line, 3):
+        p, g = (np.empty(n + line, dtype)[at : at + n] for at in (offset, line - offset))
+        p[...], g[...] = start, gradient
+        optimizer = rule(p, **options)
+        for _ in range(3):
+            optimizer.step(g)
+        ends.add(frozen(p))
+    assert len(ends) == 1

@@ -19,9 +19,6 @@ std::string key_name(const std::string& what, py::handle key) {
 // What a step reads and writes of one element, at most: bytes.
 constexpr std::ptrdiff_t kBytesPerElement = 28;
 
-// Of a step over more than caches hold, what lies so many bytes ahead is asked for in time.
-constexpr std::ptrdiff_t kCachedBytes = 24 << 20, kAheadBytes = 768;
-
 constexpr std::ptrdiff_t kPrefetchBytes = 1024;  // of each array of the next tensor
 
 // What a container has under a key, or null; `i` is the key of a sequence. Python's own are asked without a detour.
@@ -486,7 +483,7 @@ void Optimizer::take(double grad_scale) {
     if (clip > 1) clip = 1;
   }
   prepare(work_, grad_scale * clip);
-  ahead_ = total * kBytesPerElement > kCachedBytes ? kAheadBytes : 0;
+  ahead_ = bytes_ahead(total * kBytesPerElement);
   parallel::for_ranges(total, kBytesPerElement, [this](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
     auto i = static_cast<std::size_t>(std::upper_bound(work_.begin(), work_.end(), begin,
                                                        [](std::ptrdiff_t at, const Work& w) { return at < w.end; }) -

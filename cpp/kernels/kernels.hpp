@@ -272,10 +272,11 @@ struct ProductKernels {
 };
 
 // Adds the arrays read to those updated, or into those written; the arrays come in the order updated, written, read.
+// What lies `ahead` bytes further is asked for in time, as in Arrays.
 template <class T>
 struct Stream {
   std::size_t updated, written, read;
-  void (*run)(T* const* arrays, std::ptrdiff_t begin, std::ptrdiff_t end) noexcept;
+  void (*run)(T* const* arrays, std::ptrdiff_t begin, std::ptrdiff_t end, std::ptrdiff_t ahead) noexcept;
 };
 
 template <class T>

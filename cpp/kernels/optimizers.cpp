@@ -57,22 +57,30 @@ void update(Gradient<T> f, Step h, Arrays<T> a, std::ptrdiff_t n) noexcept {
       specialise([&](auto penalty) { choose(penalty, Flag<false>{}); }, has_penalty(f));
     }
   });
-  constexpr std::ptrdiff_t line = kLine<T>;
-  const std::ptrdiff_t rest = n % line;
-  if (rest == 0) {
-    lines(f, h, a, n);
-    return;
-  }
-  // The last line, which is not a whole one or overlaps the one before, is computed apart from what there was at first.
-  const std::ptrdiff_t count = n < line ? n : line, at = n - count;
-  T last[5][line] = {};
-  copy_line(a.g + at, last[0], count);
-  copy_line(a.p + at, last[1], count);
-  for (std::size_t k = 0; k < slots; ++k) copy_line(a.state[k] + at, last[2 + k], count);
-  lines(f, h, {last[1], last[0], {last[2], last[3], last[4]}, 0}, line);
-  lines(f, h, a, n - rest);
-  copy_line(last[1], a.p + at, count);
-  for (std::size_t k = 0; k < slots; ++k) copy_line(last[2 + k], a.state[k] + at, count);
+  // The last line, where it is not a whole one, and the first of a large array, where it doesn't begin with a cache
+  // line, are computed apart from what there was at first: they overlap what lies between.
+  constexpr std::ptrdiff_t line = kLine<T>, aligned_from = 64 * line;
+  const auto past_line = static_cast<std::ptrdiff_t>(reinterpret_cast<std::uintptr_t>(a.p) % 64 / sizeof(T));
+  const std::ptrdiff_t head = n >= aligned_from && past_line != 0 ? line - past_line : 0, rest = (n - head) % line;
+  const std::ptrdiff_t count = n < line ? n : line;
+  const auto compute = [&](T(&part)[5][line], std::ptrdiff_t at) {
+    copy_line(a.g + at, part[0], count);
+    copy_line(a.p + at, part[1], count);
+    for (std::size_t k = 0; k < slots; ++k) copy_line(a.state[k] + at, part[2 + k], count);
+    lines(f, h, {part[1], part[0], {part[2], part[3], part[4]}, 0}, line);
+  };
+  const auto store = [&](const T(&part)[5][line], std::ptrdiff_t at) {
+    copy_line(part[1], a.p + at, count);
+    for (std::size_t k = 0; k < slots; ++k) copy_line(part[2 + k], a.state[k] + at, count);
+  };
+  T first[5][line], last[5][line] = {};
+  if (head > 0) compute(first, 0);
+  if (rest > 0) compute(last, n - count);
+  Arrays<T> between{a.p + head, a.g + head, {}, a.ahead};
+  for (std::size_t k = 0; k < slots; ++k) between.state[k] = a.state[k] + head;
+  lines(f, h, between, n - head - rest);
+  if (head > 0) store(first, 0);
+  if (rest > 0) store(last, n - count);
 }
 
 // y = x where the mask says so, else +0.
