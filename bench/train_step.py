@@ -154,7 +154,8 @@ def sklearn() -> Train:
     return epoch
 
 
-def keras() -> Train:
+def keras_fit(backend: str) -> Train:
+    os.environ["KERAS_BACKEND"] = backend
     import keras
 
     layers = [keras.Input((784,)), keras.layers.Dense(128, "relu"), keras.layers.Dense(10)]
@@ -163,18 +164,21 @@ def keras() -> Train:
     return lambda x, y: float(model.fit(x, y, batch_size=BATCH, verbose=0).history["loss"][0])
 
 
-CONTENDERS: dict[str, tuple[str, Callable[[], Train]]] = {  # the package that it needs
-    OURS: ("steepest", steepest_fit),
-    "steepest, loop of one's own": ("steepest", steepest_loop),
+CONTENDERS: dict[str, tuple[tuple[str, ...], Callable[[], Train]]] = {  # the packages that it needs
+    OURS: (("steepest",), steepest_fit),
+    "steepest, loop of one's own": (("steepest",), steepest_loop),
     **{
-        f"PyTorch {kind}, {n} thread{'s' * (n > 1)}": ("torch", partial(torch_eager, kind, n))
+        f"PyTorch {kind}, {n} thread{'s' * (n > 1)}": (("torch",), partial(torch_eager, kind, n))
         for kind in ("fused", "foreach")
         for n in (1, 2)
     },
-    "PyTorch compiled, fused, 2 threads": ("torch", partial(torch_eager, "fused", 2, compiled=True)),
-    "JAX lax.scan": ("jax", jax_scan),
-    "scikit-learn partial_fit": ("sklearn", sklearn),
-    "Keras fit": ("keras", keras),
+    "PyTorch compiled, fused, 2 threads": (("torch",), partial(torch_eager, "fused", 2, compiled=True)),
+    "JAX lax.scan": (("jax",), jax_scan),
+    "scikit-learn partial_fit": (("sklearn",), sklearn),
+    **{
+        f"Keras fit, {name}": (("keras", name.lower()), partial(keras_fit, name.lower()))
+        for name in ("TensorFlow", "JAX")
+    },
 }
 
 
@@ -239,7 +243,7 @@ def main() -> None:
         serve(args.serve)
         return
     chosen = [name for name in CONTENDERS if name == OURS or any(fnmatch.fnmatch(name, p) for p in args.only)]
-    missing = [name for name in chosen if not importlib.util.find_spec(CONTENDERS[name][0])]
+    missing = [name for name in chosen if not all(map(importlib.util.find_spec, CONTENDERS[name][0]))]
     results = report(measure([name for name in chosen if name not in missing], args.rounds))
     print("784-128-10, batch 32, Adam: us per step, and their time over ours (95 % interval)")
     for name, result in results.items():
