@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import hypothesis
@@ -12,6 +13,10 @@ from steepest import _core, verify
 # The same examples in every run, however slow the machine.
 hypothesis.settings.register_profile("steepest", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("steepest")
+
+# A shell lets what it starts in the background ignore Ctrl-C, and so would the programs that the tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
