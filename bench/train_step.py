@@ -1,11 +1,12 @@
 """A training step of a 784-128-10 network, batch 32, Adam: ours, and the peers that are installed.
 
-    python bench/train_step.py [--rounds N] [--only PATTERN ...] [--json FILE]
+    python bench/train_step.py [--starts N] [--rounds N] [--only PATTERN ...] [--json FILE]
 
 Time per step over epochs of 200 batches, shuffling and loss included. Every contender lives in a process
 of its own, so that no BLAS or OpenMP of one holds the cores of another; they take turns after a pause, each warming
 itself for a fifth of an epoch before it is timed for one. Printed are the medians, and the median of
-the rounds' ratios to `Trainer.fit` with the interval that holds it with 95 % confidence. Every contender
+the rounds' ratios to `Trainer.fit` with the interval that holds it with 95 % confidence. All processes are
+started several times, for the memory that one is given may be faster than another's. Every contender
 must have learned: its loss must have fallen.
 """
 
@@ -234,7 +235,8 @@ def report(taken: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15, help="epochs of each contender (default: %(default)s)")
+    parser.add_argument("--starts", type=int, default=3, help="of all processes (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=6, help="epochs of each contender a start (default: %(default)s)")
     parser.add_argument("--only", nargs="+", default=["*"], metavar="PATTERN", help="contenders beside ours")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
     parser.add_argument("--serve", metavar="NAME", help=argparse.SUPPRESS)
@@ -244,7 +246,11 @@ def main() -> None:
         return
     chosen = [name for name in CONTENDERS if name == OURS or any(fnmatch.fnmatch(name, p) for p in args.only)]
     missing = [name for name in chosen if not all(map(importlib.util.find_spec, CONTENDERS[name][0]))]
-    results = report(measure([name for name in chosen if name not in missing], args.rounds))
+    taken: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(args.starts):
+        for name, rounds in measure([name for name in chosen if name not in missing], args.rounds).items():
+            taken.setdefault(name, []).extend(rounds)
+    results = report({name: rounds for name, rounds in taken.items() if len(rounds) == len(taken[OURS])})
     print("784-128-10, batch 32, Adam: us per step, and their time over ours (95 % interval)")
     for name, result in results.items():
         low, high = result["interval"]
