@@ -483,7 +483,6 @@ void Optimizer::take(double grad_scale) {
     if (clip > 1) clip = 1;
   }
   prepare(work_, grad_scale * clip);
-  ahead_ = bytes_ahead(total * kBytesPerElement);
   parallel::for_ranges(total, kBytesPerElement, [this](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
     auto i = static_cast<std::size_t>(std::upper_bound(work_.begin(), work_.end(), begin,
                                                        [](std::ptrdiff_t at, const Work& w) { return at < w.end; }) -

@@ -140,7 +140,8 @@ class Optimizer {
   const Common& common(std::size_t group) const { return groups_[group].common; }
   const std::vector<Work>& work() const { return work_; }
   std::optional<std::uint32_t> seed() const { return precision_.seed; }
-  std::ptrdiff_t ahead() const { return ahead_; }  // of what is worked on, how many bytes are asked for; 0: none
+  // How many bytes ahead of what is worked on are asked for; 0: none.
+  std::ptrdiff_t ahead() const { return bytes_ahead(last_bytes_); }
 
  private:
   friend class Turn;
@@ -185,7 +186,6 @@ class Optimizer {
   std::vector<Tensor> tensors_;
   std::vector<Output> outputs_;  // parameters and state by address
   std::vector<Work> work_;
-  std::ptrdiff_t ahead_ = 0;
   Pins pins_;
   double max_norm_ = std::numeric_limits<double>::infinity();
   Precision precision_;

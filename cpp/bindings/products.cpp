@@ -6,8 +6,8 @@
 namespace steepest {
 namespace {
 
-constexpr std::ptrdiff_t kStrip =
-    256;  // rows or columns of a block at most: what it needs of both operands stays in cache
+// Rows or columns of a block at most: what it needs of both operands stays in cache.
+constexpr std::ptrdiff_t kStrip = 256;
 
 View matrix(const py::object& object, const char* name, Use use) {
   View v = view(object, name, use);
