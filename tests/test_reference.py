@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from steepest import reference
 from steepest._cases import DTYPES
-from steepest._cases.data import special_values
+from steepest._cases.data import any_bits, special_values
 from steepest._cases.functions import function_points
+from steepest.reference.products import multiply_add
 
 Array = NDArray[Any]
 parametrize_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -165,6 +166,62 @@ def test_rules_change_no_argument_and_keep_the_dtype(rule: str) -> None:
         assert all(np.array_equal(state[name], x) for name, x in given.items())
         p, state = new_p, new_state
     assert g.tobytes() == np.linspace(1, -2, 9, dtype=np.float32).tobytes()
+
+
+# ---------------------------------------------------------------------------------------------
+# Multiply and add, rounded once
+
+
+def rounded_once(a: float, b: float, c: float, dtype: Any) -> float:
+    """a b + c by IEEE 754, from its exact value."""
+    if not all(map(math.isfinite, (a, b, c))):
+        return c if math.isfinite(a) and math.isfinite(b) else a * b + c
+    exact = Fraction(a) * Fraction(b) + Fraction(c)
+    if exact == 0:  # -0 where both terms are
+        return a * b + c if 0 in (a, b) else 0.0
+    info = np.finfo(dtype)
+    exponent = abs(exact.numerator).bit_length() - exact.denominator.bit_length()
+    exponent -= abs(exact) < Fraction(2) ** exponent
+    unit = Fraction(2) ** (max(exponent, int(info.minexp)) - info.nmant)
+    size = round(abs(exact) / unit) * unit  # half to even
+    return math.copysign(float(size) if size <= Fraction(float(info.max)) else math.inf, 1 if exact > 0 else -1)
+
+
+def hard_sums(rng: np.random.Generator, n: int) -> dict[str, tuple[Array, Array, Array]]:
+    """Factors and terms, whose sum is hard to round."""
+
+    def exponents(low: int, high: int) -> Array:
+        return np.asarray(rng.choice([-1.0, 1.0], n) * 2.0 ** rng.integers(low, high, n))
+
+    def few_bits() -> Array:
+        return rng.integers(1, 1 << rng.integers(1, 30, n)).astype(float)
+
+    a, b, c = rng.standard_normal((3, n))
+    special = np.append(special_values(DTYPES[1]), [3, 1 + 2**-52, 1 - 2**-53, 2.0**-537, 1.5 * 2.0**-538, 2.0**512])
+    near = -np.nextafter(a * b, exponents(0, 1) * math.inf)
+    return {
+        "ordinary": (a, b, c),
+        "cancelled": (a, b, -(a * b)),
+        "nearly cancelled": (a, b, near),
+        "far apart": (a, b, a * b * exponents(-115, 115)),
+        "ties": (few_bits(), few_bits() * exponents(-60, 60), few_bits() * exponents(-60, 60)),
+        "ties of powers": (exponents(-60, 60), 1 + np.abs(exponents(-52, 0)), exponents(-120, 120)),
+        "any bits": (any_bits(rng, n, float), any_bits(rng, n, float), any_bits(rng, n, float)),
+        "subnormal": (a * exponents(-545, -500), b * exponents(-545, -500), c * exponents(-1078, -1000)),
+        "huge": (a * exponents(495, 515), b * exponents(495, 515), c * exponents(980, 1020)),
+        "special": (rng.choice(special, n), rng.choice(special, n), rng.choice(special, n)),
+    }
+
+
+@parametrize_dtypes
+def test_multiply_add_is_rounded_once(dtype: Any) -> None:
+    for name, numbers in hard_sums(np.random.default_rng(5), 2000).items():
+        with np.errstate(all="ignore"):
+            a, b, c = (x.astype(dtype) for x in numbers)
+        actual = multiply_add(a, b, c)
+        assert actual.dtype == dtype
+        for terms, value in zip(zip(a.tolist(), b.tolist(), c.tolist(), strict=True), actual.tolist(), strict=True):
+            assert repr(value) == repr(rounded_once(*terms, dtype)), (name, terms)
 
 
 # ---------------------------------------------------------------------------------------------

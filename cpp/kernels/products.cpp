@@ -10,7 +10,7 @@
 namespace steepest {
 namespace {
 
-// a b + c, rounded once: for float32, where half the instructions matter and double can show what it is.
+// a b + c, rounded once: half the instructions.
 inline Vector<float> multiply_add(float a, Vector<float> b, Vector<float> c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c);
@@ -35,8 +35,18 @@ inline Vector<float> multiply_add(float a, Vector<float> b, Vector<float> c) {
 #endif
 }
 
-// The same, the product rounded too.
-inline Vector<double> multiply_add(double a, Vector<double> b, Vector<double> c) { return a * b + c; }
+inline Vector<double> multiply_add(double a, Vector<double> b, Vector<double> c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_pd(_mm512_set1_pd(a), b, c);
+#elif defined(__AVX2__)
+  return _mm256_fmadd_pd(_mm256_set1_pd(a), b, c);
+#elif defined(__aarch64__)
+  return vfmaq_n_f64(c, b, a);
+#else
+  for (int i = 0; i < 2; ++i) c[i] = __builtin_fma(a, b[i], c[i]);  // the C library's, which rounds once too
+  return c;
+#endif
+}
 
 // The sums of a tile, of 6 rows and 2 vectors of columns, fill 12 of 16 registers.
 constexpr std::ptrdiff_t kRows = 6, kVectors = 2;

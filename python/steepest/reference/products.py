@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
 
 from steepest.reference.functions import Array
+from steepest.reference.sums import add
 
 STEPS = 128
 
@@ -13,31 +17,72 @@ def matmul(a: Array, b: Array) -> Array:
     """a b, for a of shape (rows, depth) and b of shape (depth, columns).
 
     Summed in blocks of 128 steps, each one product after the other, and the blocks one after the
-    other. In float32 a product and its addition are rounded together, in float64 each by itself.
+    other. A product and its addition are rounded together.
     """
     total = np.zeros((a.shape[0], b.shape[1]), a.dtype)
     with np.errstate(all="ignore"):
         for start in range(0, a.shape[1], STEPS):
             block = np.zeros_like(total)
             for k in range(start, min(start + STEPS, a.shape[1])):
-                block = _multiply_add(a[:, k, None], b[k], block)
+                block = multiply_add(a[:, k, None], b[k], block)
             total = total + block
     return total
 
 
-def _multiply_add(a: Array, b: Array, c: Array) -> Array:
-    """a b + c; of float32 the exact value, rounded once.
+def multiply_add(a: Array, b: Array, c: Array) -> Array:
+    """a b + c: the exact value, rounded once, as CPUs do it (the fused multiply-add of IEEE 754).
 
-    Double holds a b, but not always the sum. Where that lies between two doubles, the one with an
-    odd last bit is taken, which rounds to float32 as the exact sum does (Boldo and Melquiond, 2008).
+    It is the sum of a few doubles. Where some of them add up to what lies between two doubles, the
+    one with an odd last bit is taken: rounded once more, it gives what the exact sum does. Boldo and
+    Melquiond, "Emulation of FMA and correctly rounded sums: proved algorithms using rounding to odd",
+    2008.
     """
-    if c.dtype == np.float64:
-        return np.asarray(a * b + c)
-    product, before = a.astype(float) * b.astype(float), c.astype(float)
-    total = product + before
-    part = total - product
-    error = (product - (total - part)) + (before - part)
+    with np.errstate(all="ignore"):
+        if c.dtype == np.float32:
+            product = a.astype(float) * b.astype(float)  # which double holds
+            return np.asarray(_to_odd(product, c.astype(float)).astype(np.float32))
+        return _multiply_add_double(*np.broadcast_arrays(a, b, c))
+
+
+def _to_odd(a: Array, b: Array) -> Array:
+    """a + b; where that lies between two doubles, the one with an odd last bit."""
+    total, error = add(a, 0.0, b)
     bits = total.view(np.int64)
     up = (error > 0) == (total > 0)
     odd = np.where((bits % 2 == 0) & ((error > 0) | (error < 0)), bits + np.where(up, 1, -1), bits)
-    return np.asarray(odd.view(float).astype(np.float32))
+    return np.asarray(odd.view(float))
+
+
+def _multiply_add_double(a: Array, b: Array, c: Array) -> Array:
+    high, low = _product(a, b)
+    middle, rest = add(c, 0.0, low)
+    top, lost = add(high, 0.0, middle)
+    result = top + _to_odd(rest, lost)
+    # Without digits to lose: infinities, what is not a number, and zeros
+    plain = ~np.isfinite(a) | ~np.isfinite(b) | (a == 0) | (b == 0)
+    result = np.where(plain, a * b + c, np.where(np.isfinite(c), result, c))
+    size, old = np.abs(high), np.abs(c)
+    fits = (size > 2.0**-900) & (size < 2.0**1000) & (old < 2.0**1000) & ((old > 2.0**-900) | (c == 0))
+    fits &= (np.abs(a) < 2.0**990) & (np.abs(b) < 2.0**990)
+    # Near the ends of the range the parts above would not be exact.
+    for i in zip(*np.nonzero(~(plain | fits) & np.isfinite(c)), strict=True):
+        result[i] = _exactly(float(a[i]), float(b[i]), float(c[i]))
+    return result
+
+
+def _product(a: Array, b: Array) -> tuple[Any, Any]:
+    """a b as the sum of two doubles, from halves of the factors (Dekker; Veltkamp)."""
+    half_a, half_b = (x * (2.0**27 + 1) - (x * (2.0**27 + 1) - x) for x in (a, b))
+    rest_a, rest_b = a - half_a, b - half_b
+    high = a * b
+    return high, ((half_a * half_b - high) + half_a * rest_b + rest_a * half_b) + rest_a * rest_b
+
+
+def _exactly(a: float, b: float, c: float) -> float:
+    """a b + c in integers, whose quotient Python rounds once."""
+    (i, p), (j, q), (k, r) = (x.as_integer_ratio() for x in (a, b, c))
+    sum_, over = i * j * r + k * p * q, p * q * r
+    try:
+        return sum_ / over
+    except OverflowError:
+        return math.inf if sum_ > 0 else -math.inf
