@@ -288,9 +288,13 @@ void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) noexcept {
   const DefaultFloatMode mode;
   Job job = wanted;
   const std::ptrdiff_t bytes = job.units * bytes_per_unit;
+  const std::ptrdiff_t shared_block = settings.shared_block.load();
+  if (bytes < kBriskBytes && shared_block == 0) {  // no need for what takes longer than the least work
+    if (job.units > 0) job.run(job.context, 0, job.units);
+    return;
+  }
   const std::ptrdiff_t share = bytes / (kBlocksPerThread * threads());
   job.block = std::clamp(share, kMinBlockBytes, kMaxBlockBytes) / std::max<std::ptrdiff_t>(bytes_per_unit, 1) + 1;
-  const std::ptrdiff_t shared_block = settings.shared_block.load();
   const bool is_timed = bytes >= (job.pace == Pace::brisk ? kBriskBytes : kSpinBytes);
   const std::int64_t begin = is_timed ? now() : 0;
   if (shared_block > 0) {

@@ -165,6 +165,23 @@ def test_every_kind_of_array_follows_the_reference(rule: Any, options: dict[str,
         assert p.flags.f_contiguous == start.flags.f_contiguous
 
 
+@pytest.mark.parametrize("rule", [sp.Adam, sp.AdamW, sp.NAdam])
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 1 - 2**-53), (1 - 2**-24, 0.5)])
+def test_late_steps_follow_the_reference(rule: Any, betas: tuple[float, float]) -> None:
+    late = [2**k + i for k in range(53) for i in (-1, 0, 1)]
+    for t in [*late, 1_234_567, 2**53]:
+        p, g = np.array([1.0, -0.5, 2.0]), np.array([0.1, 0.2, -3.0])
+        opt = rule(p, betas=betas)
+        saved = opt.state_dict()
+        saved["state"][0]["step"] = t
+        saved["state"][0]["exp_avg_sq"][:] = 0.5
+        opt.load_state_dict(saved)
+        options = {k: v for k, v in opt.param_groups[0].items() if k != "params"}
+        expected, _ = reference.RULES[rule.__name__](p.copy(), g, opt.state_dict()["state"][0], t + 1, **options)
+        opt.step(g)
+        np.testing.assert_array_equal(p, expected)
+
+
 def test_one_array_is_one_parameter() -> None:
     w = np.array([1.0, 2.0])
     opt = sp.SGD(w, lr=1.0)
@@ -1005,6 +1022,12 @@ def test_repr_says_what_it_is() -> None:
     opt.add_param_group({"params": np.ones(1)})
     assert "step 1" in repr(opt) and "groups=2" in repr(opt)
     assert "<2 arrays>" in repr(opt.param_groups[0])
+
+
+def test_a_core_that_was_never_initialised_is_refused() -> None:
+    core: Any = sp.SGD._core_class
+    with pytest.raises(TypeError, match="__init__"):
+        core.__new__(core).step([], 1.0)
 
 
 @every_variant

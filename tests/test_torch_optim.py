@@ -7,6 +7,7 @@ import functools
 import gc
 import inspect
 import io
+import math
 import subprocess
 import sys
 import textwrap
@@ -627,6 +628,19 @@ def test_state_dtypes_move_into_each_other() -> None:
             codes.load_state_dict(mine.state_dict())
             with pytest.raises(KeyError, match="exp_avg"):
                 codes.step()
+
+
+def test_betas_assigned_out_of_range_give_nan_as_the_formula_does() -> None:
+    p = torch.ones(3).requires_grad_()
+    p.grad = torch.ones(3)
+    mine = ours.Adam([p])
+    for beta in (1.0, math.nan, math.inf):
+        mine.param_groups[0]["betas"] = (0.9, beta)
+        with torch.no_grad():
+            p.fill_(1.0)
+            mine.state.clear()
+        mine.step()
+        assert p.isnan().all()
 
 
 def test_state_dtype_is_refused() -> None:

@@ -160,6 +160,7 @@ std::string text(py::handle object) { return py::str(object); }
 std::string type_name(py::handle object) { return text(py::type::handle_of(object).attr("__name__")); }
 
 double number_from(py::handle object, const std::string& name) {
+  if (PyFloat_CheckExact(object.ptr())) return PyFloat_AS_DOUBLE(object.ptr());
   const double x = PyFloat_AsDouble(object.ptr());
   if (PyErr_Occurred() == nullptr) return x;
   if (PyErr_ExceptionMatches(PyExc_TypeError) != 0) {

@@ -40,14 +40,23 @@ py::object find(const py::object& container, const py::object& key, std::size_t 
   return {};
 }
 
+// Without the call that std::equal makes of it.
+bool have_same_shape(const Py_intptr_t* a, const Py_intptr_t* b, int n) {
+  for (int i = 0; i < n; ++i) {
+    if (a[i] != b[i]) return false;
+  }
+  return true;
+}
+
+bool is_plain_sequence(const py::object& x) { return PyList_CheckExact(x.ptr()) || PyTuple_CheckExact(x.ptr()); }
+
 // Whether g is, at first sight, a gradient for the tensor: a plain array of its dtype, shape and memory order.
 bool fits(const py::object& g, const Tensor& tensor) {
   PyTypeObject* const type = Py_TYPE(g.ptr());
   if (type != Py_TYPE(tensor.p.array.ptr()) && type != py::detail::npy_api::get().PyArray_Type_) return false;
   const auto *a = py::detail::array_proxy(g.ptr()), *p = py::detail::array_proxy(tensor.p.array.ptr());
   return a->descr == tensor.dtype.ptr() && (a->flags & p->flags & (c_order | f_order)) != 0 &&
-         (a->flags & kAligned) != 0 && a->nd == p->nd &&
-         std::equal(a->dimensions, a->dimensions + a->nd, p->dimensions);
+         (a->flags & kAligned) != 0 && a->nd == p->nd && have_same_shape(a->dimensions, p->dimensions, a->nd);
 }
 
 // Smaller arrays keep their state in float32: there is nothing to gain.
@@ -376,7 +385,8 @@ void Optimizer::collect_group(std::size_t index, const py::object& gradients) {
     }
     return;
   }
-  if (py::isinstance<py::array>(gradients) || !py::isinstance<py::sequence>(gradients)) {
+  if (!is_plain_sequence(gradients) &&
+      (py::isinstance<py::array>(gradients) || !py::isinstance<py::sequence>(gradients))) {
     throw py::type_error(name() + ": expected a sequence of " + std::to_string(group.keys.size()) + " gradients, got " +
                          type_name(gradients));
   }
@@ -492,7 +502,7 @@ void Optimizer::take(double grad_scale) {
       const std::ptrdiff_t last = std::min(end, work_[i].end);
       if (i + 1 < work_.size()) prefetch(work_[i + 1]);
       const std::ptrdiff_t from = work_[i].tensor->edge(begin - first), to = work_[i].tensor->edge(last - first);
-      run(i, from, to - from);
+      run(work_[i], from, to - from);
       begin = last;
     }
   });

@@ -83,6 +83,7 @@ struct Work {
   Tensor* tensor;
   View g;
   std::ptrdiff_t end;
+  std::size_t scalars = 0;  // of what the rule prepared
 };
 
 // Lets the gradients go when a step ends, however it ends.
@@ -134,11 +135,10 @@ class Optimizer {
   virtual void check_rule(std::size_t group, const py::dict& options) const = 0;  // refuses a change of state
   virtual void set_rule(std::size_t group, const py::dict& options) = 0;          // appends a group's first
   virtual void drop_rule() = 0;                                                   // the last group's
-  virtual void prepare(const std::vector<Work>&, double scale) = 0;               // and counts the step
-  virtual void run(std::size_t work, std::ptrdiff_t begin, std::ptrdiff_t n) const noexcept = 0;
+  virtual void prepare(std::vector<Work>&, double scale) = 0;                     // and counts the step
+  virtual void run(const Work&, std::ptrdiff_t begin, std::ptrdiff_t n) const noexcept = 0;
 
   const Common& common(std::size_t group) const { return groups_[group].common; }
-  const std::vector<Work>& work() const { return work_; }
   std::optional<std::uint32_t> seed() const { return precision_.seed; }
   // How many bytes ahead of what is worked on are asked for; 0: none.
   std::ptrdiff_t ahead() const { return bytes_ahead(last_bytes_); }

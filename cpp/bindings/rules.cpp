@@ -1,4 +1,6 @@
 // One struct per rule: what it keeps, and how a step's scalars follow from its options.
+#include <cmath>
+
 #include "../kernels/vector_math.hpp"
 #include "../parallel.hpp"
 #include "low_precision.hpp"
@@ -10,14 +12,25 @@ namespace {
 double number(const py::dict& options, const char* name) { return options[name].cast<double>(); }
 bool flag(const py::dict& options, const char* name) { return options[name].cast<bool>(); }
 
-// base^n by squaring: the same bits on every machine, which libm's pow does not promise.
-double power(double base, std::int64_t n) {
-  double result = 1;
-  for (; n > 0; n >>= 1, base *= base) {
-    if ((n & 1) != 0) result *= base;
+// 1 - base^n, by squaring: the same bits on every machine, which libm's pow does not promise.
+class OneMinusPower {
+ public:
+  explicit OneMinusPower(double base) {
+    for (; count_ < 63 && !(std::abs(base) < 0x1p-54); base *= base) squares_[count_++] = base;
   }
-  return result;
-}
+  double operator()(std::int64_t n) const {
+    if (n >> count_ != 0) return 1;  // what is subtracted is too small to show
+    double power = 1;
+    for (auto bits = static_cast<std::uint64_t>(n); bits != 0; bits &= bits - 1) {
+      power *= squares_[__builtin_ctzll(bits)];
+    }
+    return 1 - power;
+  }
+
+ private:
+  double squares_[63] = {};  // base^(2^i)
+  int count_ = 0;
+};
 
 template <class T>
 T round_to(double x) {
@@ -141,6 +154,7 @@ struct AdagradRule : Plain {
 
 struct AdamRule : Plain {
   double beta1, beta2, eps, decoupled_decay;
+  OneMinusPower scale1{beta1}, scale2{beta2};  // of averages that started from 0
   bool amsgrad, epsilon_hat;
 
   template <class T>
@@ -158,8 +172,8 @@ struct AdamRule : Plain {
 
   template <class T>
   Step<T> prepare(double lr, const Progress& progress) const {
-    const double correction1 = 1 - power(beta1, progress.step);
-    const double sqrt_correction2 = square_root(1 - power(beta2, progress.step));
+    const double correction1 = scale1(progress.step);
+    const double sqrt_correction2 = square_root(scale2(progress.step));
     const double step_size = epsilon_hat ? lr * sqrt_correction2 / correction1 : lr / correction1;
     return {round_to<T>(step_size),
             round_to<T>(beta1),
@@ -181,6 +195,7 @@ struct AdamRule : Plain {
 struct NadamRule : Plain {
   static constexpr bool keeps_mu_product = true;
   double beta1, beta2, eps, momentum_decay, decoupled_decay;
+  OneMinusPower scale2{beta2};
 
   template <class T>
   using Step = NadamStep<T>;
@@ -206,7 +221,7 @@ struct NadamRule : Plain {
             round_to<T>(1 - beta1),
             round_to<T>(beta2),
             round_to<T>(1 - beta2),
-            round_to<T>(1 / square_root(1 - power(beta2, progress.step))),
+            round_to<T>(1 / square_root(scale2(progress.step))),
             round_to<T>(eps),
             round_to<T>(1 - lr * decoupled_decay)};
   }
@@ -245,7 +260,7 @@ class RuleOptimizer final : public Optimizer {
     Gradient<T> gradient;
     typename Rule::template Step<T> step;
   };
-  struct Scalars {
+  union Scalars {
     Prepared<float> f32;
     Prepared<double> f64;
   };
@@ -283,25 +298,28 @@ class RuleOptimizer final : public Optimizer {
             rules_[tensor.group].template prepare<T>(c.lr, tensor.progress)};
   }
 
-  void prepare(const std::vector<Work>& work, double scale) override {
-    scalars_.resize(work.size());
+  void prepare(std::vector<Work>& work, double scale) override {
+    scalars_.clear();
     Progress before{};
-    for (std::size_t i = 0; i < work.size(); ++i) {
-      Tensor& tensor = *work[i].tensor;
-      const Tensor* last = i == 0 ? nullptr : work[i - 1].tensor;
+    const Tensor* last = nullptr;
+    for (Work& w : work) {
+      Tensor& tensor = *w.tensor;
       const bool is_like_last = last != nullptr && last->group == tensor.group &&
                                 last->p.is_double == tensor.p.is_double && before == tensor.progress;
       if (is_like_last) {
-        scalars_[i] = scalars_[i - 1];
         tensor.progress = last->progress;
-        continue;
-      }
-      before = tensor.progress;
-      if (tensor.p.is_double) {
-        scalars_[i].f64 = prepared<double>(tensor, scale);
       } else {
-        scalars_[i].f32 = prepared<float>(tensor, scale);
+        before = tensor.progress;
+        Scalars scalars;
+        if (tensor.p.is_double) {
+          scalars.f64 = prepared<double>(tensor, scale);
+        } else {
+          scalars.f32 = prepared<float>(tensor, scale);
+        }
+        scalars_.push_back(scalars);
       }
+      last = &tensor;
+      w.scalars = scalars_.size() - 1;
     }
   }
 
@@ -335,24 +353,29 @@ class RuleOptimizer final : public Optimizer {
     }
   }
 
-  void run(std::size_t i, std::ptrdiff_t begin, std::ptrdiff_t n) const noexcept override {
-    const Work& w = work()[i];
+  // Apart, for it needs room on the stack.
+  [[gnu::noinline]] void run_low_precision(const Work& w, const Prepared<float>& scalars, std::ptrdiff_t begin,
+                                           std::ptrdiff_t n) const noexcept {
+    const auto rule = Rule::template kernel<float>();
+    LowPrecisionStep(*w.tensor, w.g, seed(), ahead())
+        .run(
+            begin, n,
+            [&](const Arrays<float>& a, std::ptrdiff_t size) noexcept {
+              rule(scalars.gradient, scalars.step, a, size);
+            },
+            [&](const CodedArrays& a, std::ptrdiff_t size) noexcept {
+              Rule::coded_kernel()(scalars.gradient, scalars.step, a, size, rule);
+            });
+  }
+
+  void run(const Work& w, std::ptrdiff_t begin, std::ptrdiff_t n) const noexcept override {
+    const Scalars& scalars = scalars_[w.scalars];
     if (w.tensor->is_low_precision()) {
-      const Prepared<float>& scalars = scalars_[i].f32;
-      const auto rule = Rule::template kernel<float>();
-      LowPrecisionStep(*w.tensor, w.g, seed(), ahead())
-          .run(
-              begin, n,
-              [&](const Arrays<float>& a, std::ptrdiff_t size) noexcept {
-                rule(scalars.gradient, scalars.step, a, size);
-              },
-              [&](const CodedArrays& a, std::ptrdiff_t size) noexcept {
-                Rule::coded_kernel()(scalars.gradient, scalars.step, a, size, rule);
-              });
+      run_low_precision(w, scalars.f32, begin, n);
     } else if (w.g.is_double) {
-      run<double>(w, scalars_[i].f64, begin, n);
+      run<double>(w, scalars.f64, begin, n);
     } else {
-      run<float>(w, scalars_[i].f32, begin, n);
+      run<float>(w, scalars.f32, begin, n);
     }
   }
 
@@ -365,12 +388,15 @@ void bind(py::module_& m, const char* name) {
   py::class_<RuleOptimizer<Rule>, Optimizer>(m, name).def(py::init<>());
 }
 
-// pybind11's own way to call it takes longer than all the rest of a step of small arrays.
+// pybind11's own way to call it takes longer than all the rest of a step of small arrays. The descriptor has checked
+// the type of self.
 PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   try {
     if (n != 2) throw py::type_error("step: expected grads and grad_scale, got " + std::to_string(n) + " arguments");
-    py::cast<Optimizer&>(py::handle(self))
-        .step(py::reinterpret_borrow<py::object>(args[0]), py::reinterpret_borrow<py::object>(args[1]));
+    auto* const optimizer =
+        reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder().value_ptr<Optimizer>();
+    if (optimizer == nullptr) throw py::type_error("step: expected an optimizer whose __init__ was called");
+    optimizer->step(py::reinterpret_borrow<py::object>(args[0]), py::reinterpret_borrow<py::object>(args[1]));
     Py_RETURN_NONE;
   } catch (...) {
     py::detail::try_translate_exceptions();

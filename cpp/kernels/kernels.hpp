@@ -111,7 +111,7 @@ struct DistillationRows {
 template <class T>
 struct RuleKernels {
   template <class Step>
-  using Rule = void (*)(Gradient<T>, Step, Arrays<T>, std::ptrdiff_t n) noexcept;
+  using Rule = void (*)(const Gradient<T>&, const Step&, const Arrays<T>&, std::ptrdiff_t n) noexcept;
 
   Rule<SgdStep<T>> sgd;
   Rule<MomentumStep<T>> momentum;

@@ -8,19 +8,28 @@ namespace {
 template <class T>
 constexpr std::ptrdiff_t kLine = 64 / sizeof(T);
 
-template <class T>
-inline void copy_line(const T* x, T* y, std::ptrdiff_t n) {
-  if (n == kLine<T>) {
-    __builtin_memcpy(y, x, 64);
-  } else {
-    for (std::ptrdiff_t i = 0; i < n; ++i) y[i] = x[i];
-  }
+// Copies n elements, at most a line, in parts of half as many each.
+template <class T, std::ptrdiff_t part = kLine<T>>
+[[gnu::always_inline]] inline void copy_line(const T* x, T* y, std::ptrdiff_t n) {
+  const std::ptrdiff_t copied = n & part;
+  if (copied != 0) __builtin_memcpy(y, x, part * sizeof(T));
+  if constexpr (part > 1) copy_line<T, part / 2>(x + copied, y + copied, n);
 }
 
-// n is a multiple of kLine.
+template <class T>
+inline void clear_line(T* y) {
+#pragma GCC unroll 4
+  for (std::ptrdiff_t i = 0; i < kLine<T>; i += kLanesOf<T>) store_register(y + i, Vector<T>{});
+}
+
+// n is a multiple of kLine. Copies stay in registers: what is behind a reference is read again after every store.
 template <class Rule, bool penalty, bool wide, class T, class Step>
-[[gnu::noinline]] void update_lines(Gradient<T> f, Step h, Arrays<T> a, std::ptrdiff_t n) {
+[[gnu::noinline]] void update_lines(const Gradient<T>& gradient, const Step& step, const Arrays<T>& arrays,
+                                    std::ptrdiff_t n) {
   constexpr std::size_t slots = Rule::slots;
+  const Gradient<T> f = gradient;
+  const Step h = step;
+  const Arrays<T> a = arrays;
   for (std::ptrdiff_t i = 0; i < n; i += kLine<T>) {
     if (a.ahead != 0) {
       prefetch(a.g + i, a.ahead);
@@ -42,8 +51,8 @@ template <class Rule, bool penalty, bool wide, class T, class Step>
 }
 
 template <class T, class Step>
-void update(Gradient<T> f, Step h, Arrays<T> a, std::ptrdiff_t n) noexcept {
-  void (*lines)(Gradient<T>, Step, Arrays<T>, std::ptrdiff_t);
+void update(const Gradient<T>& f, const Step& h, const Arrays<T>& a, std::ptrdiff_t n) noexcept {
+  void (*lines)(const Gradient<T>&, const Step&, const Arrays<T>&, std::ptrdiff_t);
   std::size_t slots;
   with_rule(h, [&](auto rule) {
     using Rule = decltype(rule);
@@ -64,6 +73,9 @@ void update(Gradient<T> f, Step h, Arrays<T> a, std::ptrdiff_t n) noexcept {
   const std::ptrdiff_t head = n >= aligned_from && past_line != 0 ? line - past_line : 0, rest = (n - head) % line;
   const std::ptrdiff_t count = n < line ? n : line;
   const auto compute = [&](T(&part)[5][line], std::ptrdiff_t at) {
+    if (count < line) {
+      for (std::size_t k = 0; k < 2 + slots; ++k) clear_line(part[k]);
+    }
     copy_line(a.g + at, part[0], count);
     copy_line(a.p + at, part[1], count);
     for (std::size_t k = 0; k < slots; ++k) copy_line(a.state[k] + at, part[2 + k], count);
@@ -73,12 +85,14 @@ void update(Gradient<T> f, Step h, Arrays<T> a, std::ptrdiff_t n) noexcept {
     copy_line(part[1], a.p + at, count);
     for (std::size_t k = 0; k < slots; ++k) copy_line(part[2 + k], a.state[k] + at, count);
   };
-  T first[5][line], last[5][line] = {};
+  alignas(64) T first[5][line], last[5][line];
   if (head > 0) compute(first, 0);
   if (rest > 0) compute(last, n - count);
-  Arrays<T> between{a.p + head, a.g + head, {}, a.ahead};
-  for (std::size_t k = 0; k < slots; ++k) between.state[k] = a.state[k] + head;
-  lines(f, h, between, n - head - rest);
+  if (n >= line) {
+    Arrays<T> between{a.p + head, a.g + head, {}, a.ahead};
+    for (std::size_t k = 0; k < slots; ++k) between.state[k] = a.state[k] + head;
+    lines(f, h, between, n - head - rest);
+  }
   if (head > 0) store(first, 0);
   if (rest > 0) store(last, n - count);
 }
