@@ -69,11 +69,11 @@ def test_codes_of_8_bits(signed: bool) -> None:
     y = reference.from_8bit(codes, scales, signed)
     assert codes.dtype == np.uint8 and scales.size == -(-x.size // GROUP)
     assert np.abs(y / x - 1).max() <= 1 / 16
-    for again in (None, reference.random_bits(x.size, 0, 1, 0)):
+    for again in (None, reference.random_bits(x.size, 0, 1, 20)):
         assert np.array_equal(reference.from_8bit(*reference.to_8bit(y, signed, again), signed), y)
     total = sum(
-        reference.from_8bit(*reference.to_8bit(x, signed, reference.random_bits(x.size, 0, t, 0)), signed).astype(float)
-        for t in range(1000)
+        reference.from_8bit(*reference.to_8bit(x, signed, random), signed).astype(float)
+        for random in (reference.random_bits(x.size, 0, t, 20) for t in range(1000))
     )
     assert np.abs(total / 1000 / x - 1).max() < 0.02  # stochastic rounding has no bias
     assert np.abs((total / 1000 / x - 1).mean()) < 1e-4
@@ -90,23 +90,24 @@ def test_the_8_bit_codes_of_what_is_special() -> None:
     assert np.isfinite(y[0]) and y[0] > 3e38 and y[1] > 0
 
 
-def test_random_bits_are_as_good_as_random() -> None:
-    bits = np.stack([reference.random_bits(5000, 3, t, 0) for t in range(400)]) >> np.uint32(12)
-    uniform = bits / 2.0**20
+@pytest.mark.parametrize("bits", [16, 20])
+def test_random_bits_are_as_good_as_random(bits: int) -> None:
+    n, sharing = 5120, reference.codecs.SHARING
+    uniform = np.stack([reference.random_bits(n, 3, t, bits) for t in range(400)]) / 2.0**bits
+    assert uniform.min() >= 0 and uniform.max() < 1
     assert np.abs(uniform.mean(axis=0) - 0.5).max() < 0.08  # of each element: 5.5 standard deviations
     assert np.abs(uniform.mean(axis=1) - 0.5).max() < 0.02
-    for a, b in ((uniform[:-1], uniform[1:]), (uniform[:, :-1], uniform[:, 1:])):
+    first, second = np.split(uniform.reshape(400, -1, sharing), 2, axis=2)  # which share hashes
+    pairs = (uniform[:-1], uniform[1:]), (uniform[:, :-1], uniform[:, 1:]), (first, second)
+    for a, b in (*pairs, (first[:-1], second[1:]), (second[:-1], first[1:])):
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.005
-    first, second = (
-        np.stack([reference.random_bits(5000, 3, t, slot) for t in range(400)]) / 2.0**32 for slot in (0, 1)
-    )
-    assert np.abs(second.mean(axis=0) - 0.5).max() < 0.08 and np.abs(second.mean(axis=1) - 0.5).max() < 0.02
-    for a, b in ((first, second), (second[:-1], second[1:]), (second[:, :-1], second[:, 1:])):
-        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.005
-    assert len({reference.random_bits(1, *key)[0] for key in ((0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1))}) == 4
-    far = reference.random_bits(2, 0, 1, 0, first=2**32 - 1)
-    assert far[0] == reference.random_bits(2**16, 0, 1, 0, first=2**32 - 2**16)[-1]
-    assert far[1] != reference.random_bits(1, 0, 1, 0)[0]
+    counts = np.bincount((uniform * 2**8).astype(int).ravel(), minlength=2**8)
+    assert np.abs(counts / counts.mean() - 1).max() < 5 / np.sqrt(counts.mean())
+    keys = ((0, 1), (1, 1), (0, 2), (0, 1 + 2**32))
+    assert len({reference.random_bits(1, *key, bits)[0] for key in keys}) == len(keys)
+    far = reference.random_bits(2, 0, 1, bits, first=2**32 - 1)
+    assert far[0] == reference.random_bits(2**16, 0, 1, bits, first=2**32 - 2**16)[-1]
+    assert far[1] != reference.random_bits(1, 0, 1, bits)[0]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -8,15 +8,15 @@
 
 namespace steepest {
 
-// The counter of the random bits of a pair of state arrays, at `begin`: of their tensor's step, and of the 2^32
-// elements that `begin` lies in.
-inline std::uint32_t random_counter(std::uint32_t seed, std::int64_t step, std::size_t pair, std::ptrdiff_t begin) {
+// The counter of the hashes of random bits from `begin` on: of the tensor's step, and of the 2^32 elements that `begin`
+// lies in.
+inline std::uint32_t random_counter(std::uint32_t seed, std::int64_t step, std::ptrdiff_t begin) {
   const auto t = static_cast<std::uint64_t>(step), i = static_cast<std::uint64_t>(begin);
   std::uint32_t key = hash(seed);
-  for (const std::uint64_t part : {t, t >> 32, static_cast<std::uint64_t>(pair), i >> 32}) {
+  for (const std::uint64_t part : {t, t >> 32, i >> 32}) {
     key = hash(key + static_cast<std::uint32_t>(part));
   }
-  return key + static_cast<std::uint32_t>(i);
+  return key + static_cast<std::uint32_t>(i) / 2;
 }
 
 class LowPrecisionStep {
@@ -84,9 +84,7 @@ class LowPrecisionStep {
       a.state[i] = state.as<char>() + begin * state.itemsize;
       if (tensor_.storage == Storage::eight_bit) a.scales[i] = tensor_.scales(i) + begin / kCodeGroup;
     }
-    for (std::size_t pair = 0; pair < 2; ++pair) {
-      a.counter[pair] = random_counter(seed_.value_or(0), tensor_.progress.step, pair, begin);
-    }
+    a.counter = random_counter(seed_.value_or(0), tensor_.progress.step, begin);
     return a;
   }
 

@@ -15,7 +15,7 @@ void narrow(const float* x, std::uint16_t* y, std::ptrdiff_t n) noexcept {
 #pragma omp simd
   for (std::ptrdiff_t i = 0; i < n; ++i) {
     const std::uint32_t b = bits(x[i]);
-    const std::uint32_t code = (b + rounding<16, Mode::nearest>(b, 0u)) >> 16;
+    const std::uint32_t code = (b + rounding<16, false>(b, 0u)) >> 16;
     y[i] = static_cast<std::uint16_t>(bits_of_magnitude(b) > kInfinite ? kNan >> 16 : code);
   }
 }

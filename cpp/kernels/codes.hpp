@@ -14,26 +14,63 @@ inline B bits_of_magnitude(B b) {
   return b & ~kSign;
 }
 
-// How bits are rounded: to nearest, ties to even, or up with the probability of what is cut off, by one end of the
-// random bits or the other.
-enum class Mode { nearest, upper, lower };
+// Elements that are encoded at a time, a whole number of registers of packed bytes.
+constexpr int kEncoded = 4 * kLanes > kSharing ? 4 * kLanes : kSharing, kRegisters = kEncoded / kLanes;
 
-// What to add before the lowest `dropped` bits are cut off.
-template <int dropped, Mode mode, class B>
+// Random bits of kEncoded elements after the other, `dropped` of them each: of two elements, kSharing / 2 apart, one
+// takes the upper end of a hash, the other the lower.
+template <int dropped>
+class Random {
+ public:
+  explicit Random(std::uint32_t counter) {
+    for (int k = 0; k < kLanes; ++k) x_[k] = first_mix(counter + static_cast<std::uint32_t>(k));
+  }
+  void next(Words (&random)[kRegisters]) {
+    constexpr int apart = kSharing / 2 / kLanes;
+#pragma GCC unroll 4
+    for (int r = 0; r < kRegisters; r += r % apart == apart - 1 ? apart + 1 : 1) {
+      const Words y = second_mix(x_);
+      x_ += first_mix(kLanes);
+      random[r] = y >> (32 - dropped);
+      random[r + apart] = y & ((1u << dropped) - 1);
+    }
+  }
+
+ private:
+  Words x_;
+};
+
+// Element i's.
+template <int dropped>
+inline std::uint32_t random_bits(std::uint32_t counter, std::uint32_t i) {
+  constexpr std::uint32_t half = kSharing / 2;
+  const std::uint32_t y = second_mix(first_mix(counter + i / kSharing * half + i % half));
+  return i % kSharing < half ? y >> (32 - dropped) : y & ((1u << dropped) - 1);
+}
+
+// What to add before the lowest `dropped` bits are cut off: so many random bits, which round up with the probability of
+// what is cut off, or what rounds to nearest, ties to even.
+template <int dropped, bool is_random, class B>
 inline B rounding(B b, B random) {
-  if constexpr (mode == Mode::nearest) return (1u << (dropped - 1)) - 1 + (b >> dropped & 1);
-  return (mode == Mode::upper ? random : random << kLowerEnd) >> (32 - dropped);
+  if constexpr (is_random) return random;
+  return (1u << (dropped - 1)) - 1 + (b >> dropped & 1);
 }
 
 // bfloat16: the upper half of a float32.
 
-inline Vector<float> widened(const std::uint16_t* x) { return from_bits<Vector<float>>(spread(x) << 16); }
+inline Vector<float> widened(const std::uint16_t* x) { return from_bits<Vector<float>>(spread(x)); }
 
-// To be packed.
-template <Mode mode>
-inline Integers narrowed(Vector<float> x, Words random) {
-  const Words b = x == x ? bits(x) : Words{} + kNan;
-  return reinterpret_cast<Integers>(b + rounding<16, mode>(b, random)) >> 16;
+// With bits to spare. An average of squares is a NaN where its sign says that it is negative.
+template <bool is_squares, bool is_random>
+inline Words narrowed(Vector<float> x, Words random) {
+  const Words nan = Words{} + kNan;
+  Words b = bits(x);
+  if constexpr (is_squares) {
+    b = smaller(b, nan);
+  } else {
+    b = x == x ? b : nan;
+  }
+  return b + rounding<16, is_random>(b, random);
 }
 
 // 8-bit codes: a sign if there is one, five or four bits of exponent and three of mantissa. The scale of a group is the
@@ -50,16 +87,20 @@ constexpr std::uint32_t highest_code = is_signed ? 125 : 253;
 
 constexpr std::uint32_t kSpecialBase = kInfiniteUpper - 1;  // a code of `highest` + 1 is infinity, of + 2 NaN
 
+// Two registers of codes of a group without infinities and NaN.
 template <bool is_signed>
-using Code = std::conditional_t<is_signed, std::int8_t, std::uint8_t>;
-
-// A register of codes of a group without infinities and NaN.
-template <bool is_signed>
-inline Vector<float> decoded(const std::uint8_t* codes, std::uint32_t base) {
-  Words b = spread(reinterpret_cast<const Code<is_signed>*>(codes)) << kDropped;
-  if constexpr (is_signed) b &= kSign | 0x7fu << kDropped;
-  const Words size = is_signed ? b << 1 : b;
-  return from_bits<Vector<float>>(b + (size == 0 ? Words{} : Words{} + (base << kDropped)));
+inline void decode(const std::uint8_t* codes, std::uint32_t base, Vector<float> (&x)[2]) {
+  constexpr int down = 24 - kDropped;
+  Halves code = spread(codes), size;
+  if constexpr (is_signed) {
+    code = code >> down & static_cast<std::int16_t>(0x8000 | 0x7f << (8 - down));
+    size = code << 1;
+  } else {
+    size = code = reinterpret_cast<Halves>(reinterpret_cast<UnsignedHalves>(code) >> down);
+  }
+  code += where_positive(size, Halves{} + static_cast<std::int16_t>(base << down));
+  x[0] = from_bits<Vector<float>>(first_words(code));
+  x[1] = from_bits<Vector<float>>(last_words(code));
 }
 
 // A code of any group.
@@ -77,40 +118,43 @@ inline std::uint32_t base_of(float scale, std::uint32_t highest) {
 
 // The upper bits of the scale of a group whose largest magnitude has these bits.
 template <bool is_signed>
-inline std::uint32_t top_of(std::int32_t largest) {
+inline std::uint32_t top_of(std::uint32_t largest) {
   constexpr std::uint32_t least = kLowestBase + highest_code<is_signed>;
-  const std::uint32_t top = (static_cast<std::uint32_t>(largest) + (1u << kDropped) - 1) >> kDropped;
+  const std::uint32_t top = (largest + (1u << kDropped) - 1) >> kDropped;
   return top > least ? top : least;
 }
 
-// The codes of rounded upper bits, which packing will bring up to 0. An average of squares must not become zero.
+// The codes of upper halves of rounded numbers, which packing puts in the lower bytes. An average of squares must not
+// become zero.
 template <bool is_signed>
-inline Halves codes_of(Halves upper, std::int16_t base) {
-  if constexpr (is_signed) return (upper & 0x7ff) - base;
-  const Halves above = upper - base, one = Halves{} + 1;
-  return upper == 0 ? Halves{} : above > one ? above : one;
+inline Halves codes_of(Halves upper, Halves base) {
+  constexpr int down = 24 - kDropped;
+  if constexpr (is_signed) return less(upper & 0x7fff, base) >> down;
+  const Halves above = less(upper, base), one = Halves{} + static_cast<std::int16_t>(1 << down);
+  const Halves least = upper < one ? upper : one;
+  return (above > least ? above : least) >> down;
 }
 
 // Four registers of a group without infinities and NaN.
-template <bool is_signed, Mode mode>
+template <bool is_signed, bool is_random>
 inline void encode(const float* x, std::uint8_t* codes, std::uint32_t base, const Words* random) {
-  const auto uppers = [=](int k) {
+  const auto rounded = [=](int k) {
     const Words b = bits(load_register(x + k * kLanes));
-    return reinterpret_cast<Integers>(b + rounding<kDropped, mode>(b, random[k])) >> kDropped;
+    return b + rounding<kDropped, is_random>(b, random[k]);
   };
-  const auto base16 = static_cast<std::int16_t>(base);
-  const Halves a = packed(uppers(0), uppers(1)), b = packed(uppers(2), uppers(3));
-  Bytes code = packed_unsigned(codes_of<is_signed>(a, base16), codes_of<is_signed>(b, base16));
-  if constexpr (is_signed) code |= packed_signed(a, b) & 0x80;  // of all of them the sign survives
+  const Halves below = Halves{} + static_cast<std::int16_t>(base << (24 - kDropped));
+  const Halves a = upper_halves(rounded(0), rounded(1)), b = upper_halves(rounded(2), rounded(3));
+  Bytes code = packed(codes_of<is_signed>(a, below), codes_of<is_signed>(b, below));
+  if constexpr (is_signed) code |= packed_signs(a, b) & 0x80;
   store_bytes(codes, in_order(code));
 }
 
 // An element of any group.
-template <bool is_signed, Mode mode>
+template <bool is_signed, bool is_random>
 inline std::uint8_t encoded_special(float x, std::uint32_t base, std::uint32_t random) {
   constexpr std::uint32_t highest = highest_code<is_signed>;
   const std::uint32_t b = bits(x), size = bits_of_magnitude(b);
-  const std::uint32_t upper = (size + rounding<kDropped, mode>(size, random)) >> kDropped;
+  const std::uint32_t upper = (size + rounding<kDropped, is_random>(size, random)) >> kDropped;
   const std::uint32_t lowest = is_signed || upper == 0 ? 0 : 1;
   std::uint32_t code = upper > base + lowest ? upper - base : lowest;
   code = code < highest ? code : highest;

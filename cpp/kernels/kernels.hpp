@@ -149,9 +149,8 @@ struct LossKernels {
   void (*log1p)(const T* x, T* y, std::ptrdiff_t n) noexcept;
 };
 
-// The random bits of element i of an array are a hash of a counter plus i. Two arrays share an element's 32 bits: one
-// takes the upper ones, the other those below the first 12.
-constexpr int kLowerEnd = 12;
+// So many elements have half as many hashes of 32 random bits; each array takes the same ones.
+constexpr int kSharing = 32;
 
 // 8-bit codes share a scale among so many elements, in memory order.
 constexpr std::ptrdiff_t kCodeGroup = 256;
@@ -161,9 +160,9 @@ struct CodedArrays {
   float* p;
   const float* g;
   void* state[3];
-  float* scales[3];          // of groups, the first of which begins here
-  std::uint32_t counter[2];  // of states 0 and 1, and of state 2
-  bool is_stochastic;        // else numbers are rounded to nearest
+  float* scales[3];       // of groups, the first of which begins here
+  std::uint32_t counter;  // of the first hash
+  bool is_stochastic;     // else numbers are rounded to nearest
   std::ptrdiff_t ahead;
 };
 

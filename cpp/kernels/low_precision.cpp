@@ -7,26 +7,6 @@ namespace {
 
 constexpr std::ptrdiff_t kChunk = 64;  // elements between requests for what lies ahead
 
-// The random bits of a register of elements, one register after the other.
-class Random {
- public:
-  explicit Random(std::uint32_t counter) {
-    for (int k = 0; k < kLanes; ++k) x_[k] = first_mix(counter + static_cast<std::uint32_t>(k));
-  }
-  Words next() {
-    const Words y = second_mix(x_);
-    x_ += first_mix(kLanes);
-    return y;
-  }
-
- private:
-  Words x_;
-};
-
-constexpr Mode mode_of(std::size_t slot, bool is_stochastic) {
-  return !is_stochastic ? Mode::nearest : slot % 2 == 0 ? Mode::upper : Mode::lower;
-}
-
 // What of a rule matters to codes.
 template <std::size_t n, unsigned of_squares>
 struct States {
@@ -69,64 +49,72 @@ inline void prefetch_chunk(const CodedArrays& a, std::ptrdiff_t i, std::ptrdiff_
 // A group of elements whose state is bfloat16: averages of squares are rounded at random, the others to nearest.
 template <class Rule, bool is_stochastic, class Step>
 void update_halves(Step h, CodedArrays a, RuleKernels<float>::Rule<Step>) {
-  Random first(a.counter[0]), last(a.counter[1]);
-  for (std::ptrdiff_t i = 0; i < kCodeGroup; i += 2 * kLanes) {
+  Random<16> random(a.counter);
+  for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kEncoded) {
     if (a.ahead != 0 && i % kChunk == 0) prefetch_chunk<Rule>(a, i, sizeof(std::uint16_t));
-    Integers rounded[Rule::slots + 1][2];
-#pragma GCC unroll 2
-    for (int r = 0; r < 2; ++r) {
+    Words chance[kRegisters] = {}, rounded[Rule::slots + 1][2];
+    if constexpr (is_stochastic && Rule::squares != 0) random.next(chance);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRegisters; ++r) {
       const std::ptrdiff_t j = i + r * kLanes;
       Vector<float> p = load_register(a.p + j), state[Rule::slots + 1];
       for_slots<Rule>([&](auto k) { state[k] = widened(static_cast<const std::uint16_t*>(a.state[k]) + j); });
       Rule::update(h, load_register(a.g + j), p, state);
       store_register(a.p + j, p);
-      const Words random[] = {first.next(), last.next()};
       for_slots<Rule>([&](auto k) {
-        constexpr Mode mode = mode_of(k, is_stochastic && is_squares<Rule>(k));
-        rounded[k][r] = narrowed<mode>(state[k], random[k / 2]);
+        constexpr bool squares = is_squares<Rule>(k), is_random = is_stochastic && squares;
+        rounded[k][r % 2] = narrowed<squares, is_random>(state[k], chance[r]);
+        if (r % 2 == 0) return;
+        store_halves(static_cast<std::uint16_t*>(a.state[k]) + j - kLanes,
+                     in_order(upper_halves(rounded[k][0], rounded[k][1])));
       });
     }
-    for_slots<Rule>([&](auto k) {
-      store_halves(static_cast<std::uint16_t*>(a.state[k]) + i, in_order(packed(rounded[k][0], rounded[k][1])));
-    });
   }
+}
+
+inline std::uint32_t largest_of(Words x) {
+  std::uint32_t y = 0;
+  for (int i = 0; i < kLanes; ++i) y = x[i] > y ? x[i] : y;
+  return y;
 }
 
 // What a group of 8-bit codes was, and will be.
 struct Group {
   alignas(64) float state[3][kCodeGroup];
-  std::int32_t largest[3];  // bits of magnitudes
+  std::uint32_t largest[3];  // bits of magnitudes
 };
 
 // Leaves the new state in `group`.
 template <class Rule, class Step>
 void update_decoded(Step h, CodedArrays a, Group& group) {
   std::uint32_t base[Rule::slots + 1];
-  Integers largest[Rule::slots + 1] = {};
+  Words largest[Rule::slots + 1] = {};
   for_slots<Rule>([&](auto k) { base[k] = base_of(*a.scales[k], highest_code<!is_squares<Rule>(k)>); });
   for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kChunk) {
     if (a.ahead != 0) prefetch_chunk<Rule>(a, i, 1);
 #pragma GCC unroll 2
-    for (std::ptrdiff_t j = i; j < i + kChunk; j += kLanes) {
-      Vector<float> p = load_register(a.p + j), state[Rule::slots + 1];
+    for (std::ptrdiff_t j = i; j < i + kChunk; j += 2 * kLanes) {
+      Vector<float> decoded[Rule::slots + 1][2];
       for_slots<Rule>([&](auto k) {
-        state[k] = decoded<!is_squares<Rule>(k)>(static_cast<const std::uint8_t*>(a.state[k]) + j, base[k]);
+        decode<!is_squares<Rule>(k)>(static_cast<const std::uint8_t*>(a.state[k]) + j, base[k], decoded[k]);
       });
-      Rule::update(h, load_register(a.g + j), p, state);
-      store_register(a.p + j, p);
-      for_slots<Rule>([&](auto k) {
-        store_register(group.state[k] + j, state[k]);
-        const auto size = reinterpret_cast<Integers>(bits_of_magnitude(bits(state[k])));
-        largest[k] = size > largest[k] ? size : largest[k];
-      });
+#pragma GCC unroll 2
+      for (int r = 0; r < 2; ++r) {
+        const std::ptrdiff_t at = j + r * kLanes;
+        Vector<float> p = load_register(a.p + at), state[Rule::slots + 1];
+        for_slots<Rule>([&](auto k) { state[k] = decoded[k][r]; });
+        Rule::update(h, load_register(a.g + at), p, state);
+        store_register(a.p + at, p);
+        for_slots<Rule>([&](auto k) {
+          store_register(group.state[k] + at, state[k]);
+          // Of squares only a NaN has a sign.
+          const Words size = is_squares<Rule>(k) ? bits(state[k]) : bits_of_magnitude(bits(state[k]));
+          largest[k] = size > largest[k] ? size : largest[k];
+        });
+      }
     }
   }
-  for_slots<Rule>([&](auto k) {
-    group.largest[k] = 0;
-    for (int i = 0; i < kLanes; ++i) {
-      group.largest[k] = largest[k][i] > group.largest[k] ? largest[k][i] : group.largest[k];
-    }
-  });
+  for_slots<Rule>([&](auto k) { group.largest[k] = largest_of(largest[k]); });
 }
 
 // The same of a group with codes of infinity or NaN.
@@ -143,20 +131,20 @@ void update_special(const Step& h, const CodedArrays& a, Group& group, RuleKerne
   for_slots<Rule>([&](auto k) {
     group.largest[k] = 0;
     for (const float x : group.state[k]) {
-      const auto size = static_cast<std::int32_t>(bits_of_magnitude(bits(x)));
+      const std::uint32_t size = bits_of_magnitude(bits(x));
       group.largest[k] = size > group.largest[k] ? size : group.largest[k];
     }
   });
 }
 
 // State k of a group of which some state has infinities or NaN.
-template <bool is_signed, Mode mode>
+template <bool is_signed, bool is_random>
 void encode_special(const Group& group, const CodedArrays& a, std::size_t k) {
-  std::int32_t largest = 0;  // of the finite numbers
+  std::uint32_t largest = 0;  // of the finite numbers
   bool is_finite = true;
   for (const float x : group.state[k]) {
-    const auto size = static_cast<std::int32_t>(bits_of_magnitude(bits(x)));
-    if (size >= static_cast<std::int32_t>(kInfinite)) {
+    const std::uint32_t size = bits_of_magnitude(bits(x));
+    if (size >= kInfinite) {
       is_finite = false;
     } else if (size > largest) {
       largest = size;
@@ -169,44 +157,40 @@ void encode_special(const Group& group, const CodedArrays& a, std::size_t k) {
   }
   auto* codes = static_cast<std::uint8_t*>(a.state[k]);
   for (std::ptrdiff_t i = 0; i < kCodeGroup; ++i) {
-    const std::uint32_t random = second_mix(first_mix(a.counter[k / 2] + static_cast<std::uint32_t>(i)));
-    codes[i] = encoded_special<is_signed, mode>(group.state[k][i], top - highest_code<is_signed>, random);
+    const std::uint32_t random = random_bits<kDropped>(a.counter, static_cast<std::uint32_t>(i));
+    codes[i] = encoded_special<is_signed, is_random>(group.state[k][i], top - highest_code<is_signed>, random);
   }
   *a.scales[k] = from_bits<float>(top << kDropped | (is_finite ? 0 : kSign));
-}
-
-// States `first` and, if there is one, the next, which share their random bits.
-template <class Rule, bool is_stochastic, std::size_t first>
-void encode_pair(const Group& group, const CodedArrays& a) {
-  constexpr std::size_t count = Rule::slots - first < 2 ? 1 : 2;
-  constexpr std::size_t second = first + count - 1;
-  constexpr bool is_signed[] = {!is_squares<Rule>(first), !is_squares<Rule>(second)};
-  const std::uint32_t tops[] = {top_of<is_signed[0]>(group.largest[first]),
-                                top_of<is_signed[1]>(group.largest[second])};
-  const std::uint32_t bases[] = {tops[0] - highest_code<is_signed[0]>, tops[1] - highest_code<is_signed[1]>};
-  Random random(a.counter[first / 2]);
-  for (std::ptrdiff_t i = 0; i < kCodeGroup; i += 4 * kLanes) {
-    const Words bits_of_chance[] = {random.next(), random.next(), random.next(), random.next()};
-    const auto code = [&](auto of_pair) {
-      constexpr std::size_t j = of_pair, k = first + j;
-      encode<is_signed[j], mode_of(k, is_stochastic)>(group.state[k] + i, static_cast<std::uint8_t*>(a.state[k]) + i,
-                                                      bases[j], bits_of_chance);
-    };
-    for_each(std::make_index_sequence<count>{}, code);
-  }
-  for (std::size_t j = 0; j < count; ++j) *a.scales[first + j] = from_bits<float>(tops[j] << kDropped);
 }
 
 template <class Rule, bool is_stochastic>
 void encode_group(const Group& group, const CodedArrays& a) {
   bool is_finite = true;
-  for_slots<Rule>([&](auto k) { is_finite &= top_of<!is_squares<Rule>(k)>(group.largest[k]) < kInfiniteUpper; });
+  std::uint32_t base[Rule::slots + 1];
+  for_slots<Rule>([&](auto k) {
+    constexpr bool is_signed = !is_squares<Rule>(k);
+    const std::uint32_t top = top_of<is_signed>(group.largest[k]);
+    is_finite &= top < kInfiniteUpper;
+    *a.scales[k] = from_bits<float>(top << kDropped);
+    base[k] = top - highest_code<is_signed>;
+  });
   if (!is_finite) {
-    for_slots<Rule>([&](auto k) { encode_special<!is_squares<Rule>(k), mode_of(k, is_stochastic)>(group, a, k); });
+    for_slots<Rule>([&](auto k) { encode_special<!is_squares<Rule>(k), is_stochastic>(group, a, k); });
     return;
   }
-  encode_pair<Rule, is_stochastic, 0>(group, a);
-  if constexpr (Rule::slots == 3) encode_pair<Rule, is_stochastic, 2>(group, a);
+  Random<kDropped> random(a.counter);
+  for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kEncoded) {
+    Words chance[kRegisters] = {};
+    if constexpr (is_stochastic) random.next(chance);
+    for_slots<Rule>([&](auto k) {
+#pragma GCC unroll 2
+      for (int r = 0; r < kRegisters; r += 4) {
+        const std::ptrdiff_t j = i + r * kLanes;
+        encode<!is_squares<Rule>(k), is_stochastic>(group.state[k] + j, static_cast<std::uint8_t*>(a.state[k]) + j,
+                                                    base[k], chance + r);
+      }
+    });
+  }
 }
 
 // A group of elements whose state is 8-bit codes.
@@ -280,7 +264,7 @@ void update(const Gradient<float>& f, const Step& h, const CodedArrays& a, std::
       group.state[k] = static_cast<char*>(group.state[k]) + kCodeGroup * bytes;
       if (is_coded) ++group.scales[k];
     }
-    for (std::uint32_t& counter : group.counter) counter += kCodeGroup;
+    group.counter += kCodeGroup / 2;
   }
   if (n == 0) return;
   const auto size = static_cast<std::size_t>(n);
@@ -296,9 +280,9 @@ void update(const Gradient<float>& f, const Step& h, const CodedArrays& a, std::
 }
 
 std::uint8_t encode_one(float x, float* scale) noexcept {
-  const std::uint32_t top = top_of<false>(static_cast<std::int32_t>(bits(x)));
+  const std::uint32_t top = top_of<false>(bits(x));
   *scale = from_bits<float>(top << kDropped);
-  return encoded_special<false, Mode::nearest>(x, top - highest_code<false>, 0);
+  return encoded_special<false, false>(x, top - highest_code<false>, 0);
 }
 
 }  // namespace

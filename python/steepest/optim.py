@@ -20,7 +20,8 @@ Options of every optimizer, by name (`lr` to `maximize` also by group):
 - `seed`: of the stochastic rounding of low-precision state, an integer from 0 to 2**32 - 1; None rounds to
   nearest. In bfloat16, averages of squares are rounded stochastically (they change by less than half a unit per
   step, and to nearest would stick), the others to nearest; in 8 bits, both stochastically. The random bits
-  are those of the seed, the array's step and the element: the same with any number of threads.
+  are those of the seed, the array's step and the element: the same with any number of threads, and for all
+  of an element's state.
 - `master_weights`: what makes bfloat16 parameters float32: `"split"`, the 16 bits that they lack, or
   `"float32"`, a whole copy; the bits of the parameters are the same.
 

@@ -15,6 +15,7 @@ import numpy as np
 from steepest.reference.functions import Array
 
 GROUP = 256  # elements that share a scale
+SHARING = 32  # elements that share half as many hashes
 SMALLEST = 4096  # elements; smaller arrays keep their state in float32
 SQUARES = "exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum"  # never negative, and slow to change
 
@@ -23,19 +24,22 @@ _SIZE, _INFINITE, _NAN = _U(0x7FFFFFFF), _U(0x7F800000), _U(0x7FC00000)
 _DROPPED = 20  # bits of a float32 that an 8-bit code does not have
 
 
-def random_bits(n: int, seed: int, step: int, slot: int, first: int = 0) -> Array:
-    """Random bits for each of n elements: of a seed, a tensor's step, the number of its state array, the element.
+def random_bits(n: int, seed: int, step: int, bits: int, first: int = 0) -> Array:
+    """So many random bits (for bfloat16 16, for codes 20) for each of n elements: of a seed, a tensor's step and it.
 
-    For each element they are independent from step to step; the upper bits are the best. Two state arrays share 32
-    bits: the second one's are the last 20, moved up.
+    For each element they are independent from step to step; the upper ones are the best. Elements i and i + 16
+    of 32 share a hash, of which they take the upper and the lower end. All arrays of a state have the same bits.
     """
     index = np.arange(first, first + n, dtype=np.uint64)
+    block, place = np.divmod(index.astype(_U), _U(SHARING))
+    half = _U(SHARING // 2)
     with np.errstate(over="ignore"):
         key = _hash(_U(seed))
-        for part in (step & 0xFFFFFFFF, step >> 32, slot // 2):
+        for part in (step & 0xFFFFFFFF, step >> 32):
             key = _hash(key + _U(part))
-        x = (_hash(key + (index >> np.uint64(32)).astype(_U)) + index.astype(_U)) * _U(0x9E3779B1)
-        return np.asarray((x ^ (x >> _U(15))) * _U(0xD35A2D97) << _U(12 * (slot % 2)))
+        x = (_hash(key + (index >> np.uint64(32)).astype(_U)) + block * half + place % half) * _U(0x9E3779B1)
+        x = (x ^ (x >> _U(15))) * _U(0xD35A2D97)
+    return np.asarray(np.where(place < half, x >> _U(32 - bits), x & _U((1 << bits) - 1)))
 
 
 def _hash(x: Any) -> Any:
@@ -45,16 +49,16 @@ def _hash(x: Any) -> Any:
 
 
 def _rounded(b: Array, dropped: int, random: Array | None) -> Array:
-    """b's upper bits: to nearest, ties to even, or up with the probability of what is cut off."""
+    """b's upper bits: to nearest, ties to even, or by as many random bits as are cut off."""
     d = _U(dropped)
-    up = _U((1 << (dropped - 1)) - 1) + (b >> d & _U(1)) if random is None else random >> (_U(32) - d)
+    up = _U((1 << (dropped - 1)) - 1) + (b >> d & _U(1)) if random is None else random
     return np.asarray((b + up) >> d)
 
 
 def to_bfloat16(x: Array, random: Array | None = None) -> Array:
     """The bits (uint16) of float32 as bfloat16: to nearest, ties to even, or by random bits."""
     b = x.view(_U)
-    return np.where(b & _SIZE > _INFINITE, _U(0x7FC0), _rounded(b, 16, random)).astype(np.uint16)
+    return _rounded(np.where(b & _SIZE > _INFINITE, _NAN, b), 16, random).astype(np.uint16)
 
 
 def from_bfloat16(code: Array) -> Array:
@@ -155,10 +159,13 @@ def low_precision(
         x = join(p, masters["weight_correction"]) if masters else p
     x, new = rule(x, from_bfloat16(g) if masters else g, kept, t, **options)
 
-    for slot, name in enumerate([name for name, value in new.items() if isinstance(value, np.ndarray)]):
-        random = None if seed is None else random_bits(x.size, seed, t, slot)
+    bits = 16 if state_dtype == "bfloat16" else _DROPPED
+    random = None if seed is None else random_bits(x.size, seed, t, bits)
+    for name in [name for name, value in new.items() if isinstance(value, np.ndarray)]:
         if state_dtype == "bfloat16":
-            new[name] = to_bfloat16(new[name], random if name in SQUARES else None)
+            squares = name in SQUARES  # a NaN where the sign says that it is negative
+            value = np.minimum(new[name].view(_U), _NAN).view(np.float32) if squares else new[name]
+            new[name] = to_bfloat16(value, random if squares else None)
         elif state_dtype == "8bit":
             new[name], new[f"{name}_scale"] = to_8bit(new[name], name not in SQUARES, random)
     if "master_weights" in masters:
