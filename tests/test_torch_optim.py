@@ -375,13 +375,22 @@ def pickle_copy(optimizer: Any) -> Any:
     return torch.load(file, weights_only=False)
 
 
-def test_everything_that_changes_behind_its_back() -> None:
-    """Replaced state, options, data and groups count from the next step on."""
+@pytest.mark.parametrize("are_inside", [True, False])
+def test_everything_that_changes_behind_its_back(are_inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replaced state, options, data and groups count from the next step on.
+
+    Also where a tensor's handle is not found in the Python object, but asked for in every step.
+    """
+    aoti = torch._C._aoti
+    make_handle = aoti.unsafe_alloc_void_ptr_from_tensor
+    if not are_inside:
+        other = torch.zeros(1)
+        monkeypatch.setattr(aoti, "unsafe_alloc_void_ptr_from_tensor", lambda x: make_handle(x if x.numel() else other))
 
     def train(make: Any) -> tuple[list[Any], Any]:
         params = tensors()
         optimizer = make(params)
-        for step in range(24):
+        for step in range(27):
             give(step, params)
             p, group = params[0], optimizer.param_groups[0]
             match step:
@@ -413,6 +422,12 @@ def test_everything_that_changes_behind_its_back() -> None:
                     optimizer.state[p]["exp_avg_sq"].share_memory_()
                 case 22:
                     group["maximize"] = True
+                case 23:
+                    torch.utils.swap_tensors(optimizer.state[p]["exp_avg"], torch.full_like(p, 0.1))
+                case 25:
+                    grad = p.grad
+                    torch.utils.swap_tensors(p, torch.full_like(p, 0.3).requires_grad_())
+                    p.grad = grad
             optimizer.step()
         return params, optimizer
 
@@ -481,6 +496,18 @@ def test_refusals_change_nothing() -> None:
     refused(ValueError, "overlaps")
     other.data = torch.zeros(1).expand(2)
     refused(ValueError, "got an expanded tensor")
+
+
+def test_a_later_gradient_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    p, q = (torch.zeros(3, requires_grad=True) for _ in range(2))
+    optimizer = ours.SGD([p, q], lr=1.0)
+    p.grad = q.grad = torch.ones(3)
+    optimizer.step()
+    q.grad = torch.ones(3).to_sparse()
+    with pytest.raises(TypeError, match="a sparse_coo one"):
+        optimizer.step()
+    assert torch.equal(p, -torch.ones(3)) and torch.equal(q, -torch.ones(3))
+    assert capfd.readouterr() == ("", "")  # nothing that the C interface logged
 
 
 @pytest.mark.parametrize("name", ["Lion", "Momentum"])

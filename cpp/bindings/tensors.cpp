@@ -1,13 +1,12 @@
 // A step over tensors of PyTorch's, which are looked at anew in every step: they may have been moved, or replaced.
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <utility>
 
 #include "../parallel.hpp"
-#include "dlpack.hpp"
 #include "module.hpp"
 #include "optimizer.hpp"
+#include "torch_c.hpp"
 
 namespace steepest {
 namespace {
@@ -17,28 +16,14 @@ const char* const kStale = "stale";          // other groups, parameters or stat
 const char* const kOptions = "options";      // other options in a group
 const char* const kGradients = "gradients";  // one that does not lie in memory as its parameter does
 
-bool is_float(const dlpack::Tensor& t) {
-  return t.device == dlpack::kCpu && t.code == dlpack::kFloat && t.lanes == 1 && (t.bits == 32 || t.bits == 64);
-}
-
-// Whether its elements are as those of v, which may be codes.
-bool is_like(const dlpack::Tensor& t, const View& v) {
-  const std::uint8_t code = v.is_bfloat16 ? dlpack::kBfloat : v.itemsize == 1 ? dlpack::kUnsigned : dlpack::kFloat;
-  return t.device == dlpack::kCpu && t.code == code && t.lanes == 1 && t.bits == 8 * v.itemsize;
-}
-
-std::ptrdiff_t size_of(const dlpack::Tensor& t) {
-  std::ptrdiff_t size = 1;
-  for (std::int32_t i = 0; i < t.ndim; ++i) size *= t.shape[i];
-  return size;
-}
+bool is_float(const torch_c::Tensor& t) { return t.dtype == torch_c::kFloat32 || t.dtype == torch_c::kFloat64; }
 
 // Whether its elements fill one piece of memory, in whatever order.
-bool is_dense(const dlpack::Tensor& t) {
+bool is_dense(const torch_c::Tensor& t) {
   std::vector<std::pair<std::int64_t, std::int64_t>> axes;
-  for (std::int32_t i = 0; i < t.ndim; ++i) {
-    if (t.shape[i] == 0) return true;
-    if (t.shape[i] > 1) axes.emplace_back(t.strides[i], t.shape[i]);
+  for (std::int64_t i = 0; i < t.dim; ++i) {
+    if (t.sizes[i] == 0) return true;
+    if (t.sizes[i] > 1) axes.emplace_back(t.strides[i], t.sizes[i]);
   }
   std::sort(axes.begin(), axes.end());
   std::int64_t expected = 1;
@@ -99,6 +84,14 @@ View no_array(void* data, std::ptrdiff_t size, bool is_double) {
   return {py::reinterpret_steal<py::array>(py::handle()), data, size, is_double, 0};
 }
 
+View view_of(const torch_c::Tensor& t) {
+  View v = no_array(t.data, t.size(), t.dtype == torch_c::kFloat64);
+  v.is_bfloat16 = t.dtype == torch_c::kBfloat16;
+  if (v.is_bfloat16) v.itemsize = 2;
+  if (t.dtype == torch_c::kUint8) v.itemsize = 1;
+  return v;
+}
+
 using Objects = std::vector<py::object>;
 
 template <class Walk>
@@ -127,13 +120,8 @@ class Tensors {
       : optimizer_(optimizer), tensor_type_(tensor_type), count_writes_(count_writes), make_handle_(make_handle) {
     auto get = [&, i = 0u](auto& f) mutable { f = reinterpret_cast<std::decay_t<decltype(f)>>(functions.at(i++)); };
     torch_c::Functions& f = functions_;
-    get(f.drop), get(f.data), get(f.dtype), get(f.dim), get(f.sizes), get(f.strides);
-    const py::object exchange = tensor_type.attr("__dlpack_c_exchange_api__");
-    exchange_ = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(exchange.ptr(), dlpack::Exchange::kCapsule));
-    if (exchange_ == nullptr) throw py::error_already_set();
-    if (exchange_->major != 1 || exchange_->look == nullptr) {
-      throw py::import_error("steepest.torch knows version 1 of DLPack, not " + std::to_string(exchange_->major));
-    }
+    get(f.drop), get(f.device), get(f.layout), get(f.dtype), get(f.data), get(f.dim), get(f.sizes), get(f.strides);
+    find_handles();
   }
 
   std::vector<const char*> set_options(std::size_t group, const py::dict& options);
@@ -146,48 +134,41 @@ class Tensors {
  private:
   struct Scalar {  // the count of steps, the product of mu
     py::object object;
-    dlpack::Tensor seen;
+    void* data;
+    bool is_double;
 
     explicit operator bool() const { return static_cast<bool>(object); }
-    double get() const {
-      return seen.bits == 64 ? *static_cast<double*>(seen.begin()) : *static_cast<float*>(seen.begin());
-    }
+    double get() const { return is_double ? *static_cast<double*>(data) : *static_cast<float*>(data); }
     void set(double x) const {
-      if (seen.bits == 64) {
-        *static_cast<double*>(seen.begin()) = x;
+      if (is_double) {
+        *static_cast<double*>(data) = x;
       } else {
-        *static_cast<float*>(seen.begin()) = static_cast<float>(x);
+        *static_cast<float*>(data) = static_cast<float>(x);
       }
     }
   };
   struct Watched {
     py::object param, target;  // where the gradient is; what is stepped
     Objects state;
-    std::vector<std::int64_t> shape, strides;
     Scalar step, mu_product;
-    std::vector<torch_c::Seen> seen;  // the state and its numbers, not parameters: those may be a part of a cycle
-    bool is_ready;                    // has its state
+    std::vector<std::pair<PyObject*, torch_c::Seen>> seen;  // the target, its state, their numbers
+    bool is_ready;                                          // has its state
+
+    void see(const py::object& tensor, const torch_c::Tensor& t) { seen.emplace_back(tensor.ptr(), torch_c::Seen(t)); }
   };
 
-  dlpack::Tensor look(py::handle tensor) const {
-    dlpack::Tensor t{};
-    if (exchange_->look(tensor.ptr(), &t) != 0) throw py::error_already_set();
-    return t;
-  }
-  View view_of(py::handle tensor, const std::string& name) const;
-  View view_of_state(py::handle tensor, const std::string& name) const;
+  void find_handles();
+  bool look(PyObject* tensor, torch_c::Tensor& t) const;
+  torch_c::Tensor look_at(const py::object& tensor, const std::string& name) const;
   void watch_state(const py::list& arrays, Watched& w, Tensor& tensor) const;
-  torch_c::Seen seen(py::handle tensor) const;
-  Scalar scalar_of(const py::object& tensor) const;
-  bool is_unmoved(py::handle tensor, const View& v, const Watched& w) const;
-  bool is_unmoved_state(std::size_t i, const Watched& w, const Tensor& tensor) const;
-  static bool lies_alike(const dlpack::Tensor& t, const Watched& w);
+  Scalar watch_scalar(const py::object& tensor, Watched& w) const;
+  bool is_unmoved(const Watched& w) const;
   const char* collect(const Objects& gradients);
   bool collect_gradient(const Watched& w, Tensor& tensor, py::handle gradient);
 
   Optimizer& optimizer_;
-  const dlpack::Exchange* exchange_;
   torch_c::Functions functions_;
+  std::ptrdiff_t handle_at_ = 0;  // where its handle lies in a Python tensor; 0: unknown
   py::object tensor_type_, count_writes_, make_handle_;
   std::vector<Watched> watched_;
   Objects structure_, options_;
@@ -209,52 +190,68 @@ std::vector<const char*> Tensors::set_options(std::size_t group, const py::dict&
   return optimizer_.state_names(group);
 }
 
-View Tensors::view_of(py::handle tensor, const std::string& name) const {
-  const dlpack::Tensor t = look(tensor);
-  if (!is_float(t) || !is_dense(t)) throw py::type_error(name + ": expected a dense float32 or float64 CPU tensor");
-  return no_array(t.begin(), size_of(t), t.bits == 64);
+// A Python tensor holds a C++ tensor, whose address is a handle. It lies where there is what a handle of it points to.
+void Tensors::find_handles() {
+  const py::object tensor = tensor_type_();
+  torch_c::Handle const handle = make_handle_(tensor).cast<py::capsule>().get_pointer();
+  const auto* const words = reinterpret_cast<void* const*>(tensor.ptr());
+  const auto n = Py_TYPE(tensor.ptr())->tp_basicsize / static_cast<Py_ssize_t>(sizeof(void*));
+  const auto* const found = std::find(words, words + n, *static_cast<void* const*>(handle));
+  if (found != words + n) handle_at_ = (found - words) * static_cast<std::ptrdiff_t>(sizeof(void*));
+  functions_.drop(handle);
 }
 
-// Of what may be in codes: bfloat16, or a byte each.
-View Tensors::view_of_state(py::handle tensor, const std::string& name) const {
-  const dlpack::Tensor t = look(tensor);
-  View v = no_array(t.begin(), size_of(t), t.bits == 64);
-  v.itemsize = t.bits / 8;
-  v.is_bfloat16 = t.code == dlpack::kBfloat;
-  const bool is_code = v.itemsize == 1 || v.is_bfloat16;
-  if (!(is_float(t) || (is_code && is_like(t, v))) || !is_dense(t)) {
+// Whether it is a strided CPU tensor; then `t` is how it lies in memory.
+bool Tensors::look(PyObject* tensor, torch_c::Tensor& t) const {
+  if (handle_at_ != 0) return torch_c::look(functions_, reinterpret_cast<char*>(tensor) + handle_at_, t);
+  torch_c::Handle const handle = make_handle_(py::handle(tensor)).cast<py::capsule>().get_pointer();
+  const bool is_strided = torch_c::look(functions_, handle, t);
+  functions_.drop(handle);
+  return is_strided;
+}
+
+// Of what is dense and floating-point numbers or codes.
+torch_c::Tensor Tensors::look_at(const py::object& tensor, const std::string& name) const {
+  torch_c::Tensor t{};
+  const bool is_strided = look(tensor.ptr(), t);
+  if (!is_strided || !(is_float(t) || t.dtype == torch_c::kBfloat16 || t.dtype == torch_c::kUint8) || !is_dense(t)) {
     throw py::type_error(name + ": expected a dense CPU tensor of floating-point numbers or of codes");
   }
-  return v;
+  return t;
 }
 
-torch_c::Seen Tensors::seen(py::handle tensor) const {
-  return {functions_, make_handle_(tensor).cast<py::capsule>().get_pointer()};
-}
-
-Tensors::Scalar Tensors::scalar_of(const py::object& tensor) const {
+Tensors::Scalar Tensors::watch_scalar(const py::object& tensor, Watched& w) const {
   if (tensor.is_none()) return {};
-  const Scalar s{tensor, look(tensor)};
-  if (!is_float(s.seen) || size_of(s.seen) != 1) throw py::type_error("state: expected a number in a CPU tensor");
-  return s;
+  const torch_c::Tensor t = look_at(tensor, "state");
+  if (!is_float(t) || t.size() != 1) throw py::type_error("state: expected a number in a CPU tensor");
+  w.see(tensor, t);
+  return {tensor, t.data, t.dtype == torch_c::kFloat64};
 }
 
 // The rule's arrays, then the scales of their codes if they are in 8 bits.
 void Tensors::watch_state(const py::list& arrays, Watched& w, Tensor& tensor) const {
   optimizer_.count_slots(tensor);
+  std::vector<torch_c::Tensor> looks;
   for (const py::handle x : arrays) {
     w.state.push_back(py::reinterpret_borrow<py::object>(x));
-    tensor.state.push_back(view_of_state(x, tensor.name + "'s state"));
+    looks.push_back(look_at(w.state.back(), tensor.name + "'s state"));
+    w.see(w.state.back(), looks.back());
+    tensor.state.push_back(view_of(looks.back()));
   }
-  const std::ptrdiff_t itemsize = tensor.state.empty() ? tensor.p.itemsize : tensor.state[0].itemsize;
+  const std::ptrdiff_t itemsize = looks.empty() ? tensor.p.itemsize : tensor.state[0].itemsize;
   tensor.storage = itemsize == 1 ? Storage::eight_bit : itemsize == 2 ? Storage::bfloat16 : Storage::full;
   const std::size_t groups = tensor.storage == Storage::eight_bit ? 2 : 1;
-  if (tensor.state.size() != groups * tensor.slots) throw py::value_error(tensor.name + ": lacks state");
-  for (std::size_t i = 0; i < tensor.state.size(); ++i) {
-    const std::ptrdiff_t expected = i >= tensor.slots                 ? 4
-                                    : tensor.storage == Storage::full ? tensor.p.itemsize
-                                                                      : itemsize;
-    if (tensor.state[i].itemsize != expected || !is_unmoved_state(i, w, tensor)) {
+  if (looks.size() != groups * tensor.slots) throw py::value_error(tensor.name + ": lacks state");
+  const torch_c::Seen& target = w.seen[0].second;
+  for (std::size_t i = 0; i < looks.size(); ++i) {
+    torch_c::Tensor& t = looks[i];
+    const bool is_scale = i >= tensor.slots;
+    const std::int32_t expected = is_scale                              ? torch_c::kFloat32
+                                  : tensor.storage == Storage::full     ? target.dtype()
+                                  : tensor.storage == Storage::bfloat16 ? torch_c::kBfloat16
+                                                                        : torch_c::kUint8;
+    const std::ptrdiff_t scales = (tensor.p.size + kCodeGroup - 1) / kCodeGroup;
+    if (t.dtype != expected || !(is_scale ? t.dim == 1 && t.size() == scales : target.lies_alike(t))) {
       throw py::value_error(tensor.name + ": expected state of the parameter's dtype, shape and memory order");
     }
   }
@@ -268,25 +265,22 @@ void Tensors::watch(const py::list& groups, const py::dict& state, const py::lis
   std::vector<Tensor> tensors;
   for (const py::handle item : params) {
     const py::tuple entry = py::reinterpret_borrow<py::tuple>(item);
-    Watched w{
-        entry[1], entry[2], {}, {}, {}, scalar_of(entry[4]), scalar_of(entry[5]), {}, !py::object(entry[3]).is_none()};
+    Watched w{entry[1], entry[2], {}, {}, {}, {}, !py::object(entry[3]).is_none()};
     const std::string name = "parameter " + std::to_string(watched.size());
     if (!w.is_ready) {
       watched.push_back(std::move(w));
       tensors.push_back({name, no_array(nullptr, 0, false), {}, {}, entry[0].cast<std::size_t>()});
       continue;
     }
-    const dlpack::Tensor t = look(w.target);
-    w.shape.assign(t.shape, t.shape + t.ndim);
-    w.strides.assign(t.strides, t.strides + t.ndim);
-    Tensor tensor{name, view_of(w.target, name), {}, {}, entry[0].cast<std::size_t>()};
-    tensor.progress.step = entry[6].cast<std::int64_t>();
-    tensor.progress.in_float = w.mu_product && w.mu_product.seen.bits == 32;
+    const torch_c::Tensor t = look_at(w.target, name);
+    if (!is_float(t)) throw py::type_error(name + ": expected a float32 or float64 tensor");
+    w.see(w.target, t);
+    Tensor tensor{name, view_of(t), {}, {}, entry[0].cast<std::size_t>()};
     watch_state(entry[3], w, tensor);
-    for (const py::object& x : w.state) w.seen.push_back(seen(x));
-    for (const Scalar& x : {w.step, w.mu_product}) {
-      if (x) w.seen.push_back(seen(x.object));
-    }
+    w.step = watch_scalar(entry[4], w);
+    w.mu_product = watch_scalar(entry[5], w);
+    tensor.progress.step = entry[6].cast<std::int64_t>();
+    tensor.progress.in_float = w.mu_product && !w.mu_product.is_double;
     watched.push_back(std::move(w));
     tensors.push_back(std::move(tensor));
   }
@@ -304,35 +298,21 @@ void Tensors::watch_options(const py::list& groups) {
   are_options_new_ = true;
 }
 
-bool Tensors::lies_alike(const dlpack::Tensor& t, const Watched& w) {
-  if (static_cast<std::size_t>(t.ndim) != w.shape.size()) return false;
-  for (std::size_t i = 0; i < w.shape.size(); ++i) {
-    if (t.shape[i] != w.shape[i] || (t.strides[i] != w.strides[i] && w.shape[i] != 1)) return false;
-  }
-  return true;
-}
-
-bool Tensors::is_unmoved(py::handle tensor, const View& v, const Watched& w) const {
-  const dlpack::Tensor t = look(tensor);
-  return t.begin() == v.data && is_like(t, v) && lies_alike(t, w);
-}
-
-bool Tensors::is_unmoved_state(std::size_t i, const Watched& w, const Tensor& tensor) const {
-  const View& v = tensor.state[i];
-  if (i < tensor.slots) return is_unmoved(w.state[i], v, w);
-  const dlpack::Tensor t = look(w.state[i]);  // scales
-  return t.begin() == v.data && is_like(t, v) && t.ndim == 1 && is_dense(t) &&
-         t.shape[0] == (tensor.p.size + kCodeGroup - 1) / kCodeGroup;
+bool Tensors::is_unmoved(const Watched& w) const {
+  torch_c::Tensor t;
+  return std::all_of(w.seen.begin(), w.seen.end(),
+                     [&](const auto& seen) { return look(seen.first, t) && seen.second.is_same(t); });
 }
 
 // Whether the gradient can be used as it lies there.
 bool Tensors::collect_gradient(const Watched& w, Tensor& tensor, py::handle gradient) {
   if (!py::type::handle_of(gradient).is(tensor_type_)) return false;
-  const dlpack::Tensor t = look(gradient);
-  if (!is_float(t) || (t.bits == 64) != tensor.p.is_double || !lies_alike(t, w)) return false;
+  torch_c::Tensor t;
+  const torch_c::Seen& target = w.seen[0].second;
+  if (!look(gradient.ptr(), t) || t.dtype != target.dtype() || !target.lies_alike(t)) return false;
   // Its memory has the opposite sign: the imaginary part of a conjugate, whose stride of 2 says so if there are more.
   if (tensor.p.size == 1 && !gradient.attr(is_neg_)().is(py::handle(Py_False))) return false;
-  const View v = no_array(t.begin(), tensor.p.size, tensor.p.is_double);
+  const View v = no_array(t.data, tensor.p.size, tensor.p.is_double);
   if (tensor.apart != v.data) {
     if (optimizer_.overlapped(v) != nullptr) return false;
     tensor.apart = v.data;
@@ -347,10 +327,7 @@ const char* Tensors::collect(const Objects& gradients) {
     if (gradients[i].is_none()) continue;
     const Watched& w = watched_[i];
     Tensor& tensor = optimizer_.tensors_[i];
-    if (!w.is_ready || !is_unmoved(w.target, tensor.p, w)) return kStale;
-    for (const torch_c::Seen& x : w.seen) {
-      if (!x.is_unmoved()) return kStale;
-    }
+    if (!w.is_ready || !is_unmoved(w)) return kStale;
     if (!collect_gradient(w, tensor, gradients[i])) return kGradients;
     if (w.step) {
       const double steps = w.step.get();

@@ -65,7 +65,7 @@ from steepest.reference.codecs import from_8bit, to_8bit
 
 __all__ = ["SGD", "Adagrad", "Adam", "AdamW", "Lion", "Momentum", "NAdam", "RMSprop"]
 
-if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):
+if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 10):
     raise ImportError(
         f"steepest.torch needs PyTorch 2.10 or newer, found {torch.__version__}: pip install --upgrade torch"
     )
@@ -84,7 +84,8 @@ def _functions() -> list[int]:
     """The addresses of what is used of PyTorch's C interface."""
     file = {"win32": "torch_cpu.dll", "darwin": "libtorch_cpu.dylib"}.get(sys.platform, "libtorch_cpu.so")
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / file))
-    names = ("delete_tensor_object", "get_data_ptr", "get_dtype", "get_dim", "get_sizes", "get_strides")
+    looks = ("device_type", "layout", "dtype", "data_ptr", "dim", "sizes", "strides")
+    names = ("delete_tensor_object", *(f"get_{name}" for name in looks))
     return [ctypes.cast(library[f"aoti_torch_{name}"], ctypes.c_void_p).value or 0 for name in names]
 
 
