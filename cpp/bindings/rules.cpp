@@ -1,7 +1,7 @@
 // One struct per rule: what it keeps, and how a step's scalars follow from its options.
 #include <cmath>
 
-#include "../kernels/vector_math.hpp"
+#include "../kernels/functions.hpp"
 #include "../parallel.hpp"
 #include "low_precision.hpp"
 #include "module.hpp"

@@ -1,5 +1,5 @@
 // What the layers need besides matrix products. Compiled once per ISA. Images are (height, width, channels).
-#include "vector_math.hpp"
+#include "functions.hpp"
 
 namespace steepest {
 namespace {

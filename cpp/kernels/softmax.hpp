@@ -35,11 +35,6 @@ inline auto is_masked(V e) {
   return bits(e) == bits(-Element<V>(0));
 }
 
-template <class V>
-inline V above(V x, V m) {  // the larger one; m if x is not a number
-  return x > m ? x : m;
-}
-
 // e, from d = x - max
 template <bool smoothed, class T>
 inline void numerators(Lanes<T>& d, const Lanes<T>& x) {

@@ -1,7 +1,7 @@
 // Sums in one order of additions, whatever the width of the ISA. Internal linkage: each ISA has its own copy.
 #pragma once
 
-#include "vector_math.hpp"
+#include "functions.hpp"
 
 namespace steepest {
 namespace {

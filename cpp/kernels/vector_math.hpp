@@ -1,5 +1,5 @@
-// exp, log and what the kernels share, written so that the compiler vectorises them and every ISA gives the same
-// bits: + - * /, comparisons and integer operations only. Internal linkage: each ISA has its own copy.
+// What the kernels share, written so that the compiler vectorises it and every ISA gives the same bits: + - * /,
+// comparisons and integer operations only. Internal linkage: each ISA has its own copy.
 #pragma once
 
 #include <utility>
@@ -39,7 +39,8 @@ struct Float<float> {
   static constexpr float infinity = __builtin_inff();
   static constexpr float nan = __builtin_nanf("");
   static constexpr float magic = 0x1.8p23f;  // adding it rounds to an integer, which then stands in the low bits
-  static constexpr float log2_e = 0x1.715476p+0f, ln2_hi = 0x1.63p-1f, ln2_lo = -0x1.bd0106p-13f;
+  // ln2_hi and ln2_lo have so few digits that their products with the k of 2^k are exact.
+  static constexpr float log2_e = 0x1.715476p+0f, ln2_hi = 0x1.62e4p-1f, ln2_lo = 0x1.7f7ep-20f;
   static constexpr float exp_lowest = -105, exp_highest = 89;  // beyond these exp is 0 and infinity
   static constexpr Bits sqrt_half = 0x3f3504f3;
   // exp(r) = 1 + r + r^2 P(r), |r| <= ln(2) / 2
@@ -57,7 +58,7 @@ struct Float<double> {
   static constexpr double infinity = __builtin_inf();
   static constexpr double nan = __builtin_nan("");
   static constexpr double magic = 0x1.8p52;
-  static constexpr double log2_e = 0x1.71547652b82fep+0, ln2_hi = 0x1.62e42feep-1, ln2_lo = 0x1.a39ef35793c76p-33;
+  static constexpr double log2_e = 0x1.71547652b82fep+0, ln2_hi = 0x1.62e42feep-1, ln2_lo = 0x1.a39ef35794p-33;
   static constexpr double exp_lowest = -746, exp_highest = 710;
   static constexpr Bits sqrt_half = 0x3fe6a09e667f3bcd;
   static constexpr double exp_poly[] = {0x1.0p-1,
@@ -245,129 +246,6 @@ template <class V>
 inline V clip(V x, Element<V> lower, Element<V> upper) {
   const V y = lower > x ? all<V>(lower) : x;
   return upper < y ? all<V>(upper) : y;
-}
-
-template <std::size_t i = 0, std::size_t n, class T, class V>
-inline V polynomial(const T (&c)[n], V x) {
-  if constexpr (i + 2 < n) {
-    return c[i] + x * polynomial<i + 1>(c, x);
-  } else {
-    return c[i] + x * c[i + 1];
-  }
-}
-
-// Within 1.2 ULP. 2^k in two factors, so that a subnormal result is rounded once.
-template <class T>
-inline T exponential(T x) {
-  using F = Float<T>;
-  constexpr Bits<T> half_offset = 4 * F::bias;  // even, and larger than any -k: keeps the halved k unsigned
-  x = clip(x, F::exp_lowest, F::exp_highest);
-  const T shifted = x * F::log2_e + F::magic;
-  const T k = shifted - F::magic;
-  const T r = (x - k * F::ln2_hi) - k * F::ln2_lo;
-  const T y = T(1) + (r + r * r * polynomial(F::exp_poly, r));
-  const Bits<T> n = bits(shifted) - bits(F::magic);
-  const Bits<T> n1 = ((n + half_offset) >> 1) - half_offset / 2;
-  const Bits<T> n2 = n - n1;
-  return y * from_bits<T>((n1 + F::bias) << F::mantissa) * from_bits<T>((n2 + F::bias) << F::mantissa);
-}
-
-template <std::size_t i = 0, int R, std::size_t n, class T, class V>
-inline void polynomials(const T (&c)[n], const V* x, V* y) {
-  if constexpr (i + 1 < n) {
-    polynomials<i + 1, R>(c, x, y);
-#pragma GCC unroll 16
-    for (int k = 0; k < R; ++k) y[k] = c[i] + x[k] * y[k];
-  } else {
-#pragma GCC unroll 16
-    for (int k = 0; k < R; ++k) y[k] = all<V>(c[i]);
-  }
-}
-
-// x[k] = exponential(x[k]), to the bit, for x <= 0 and not a number: 2^k needs no second half where it cannot overflow.
-// `magic` carries the exponent of 2^(k + up) with it (even, so that ties round alike), and the shift drops the rest.
-// R registers in step: one after the other, each waits for its own results.
-template <int R, class V>
-inline void exponentials_of_negatives(V* x) {
-  using T = Element<V>;
-  using F = Float<T>;
-  constexpr T down = F::mantissa == 23 ? T(0x1p-33) : T(0x1p-65);
-  constexpr T magic = F::magic + T(F::bias + (F::mantissa == 23 ? 33 : 65));
-  const V lowest = all<V>(F::exp_lowest);
-  V shifted[R], r[R], y[R];
-#pragma GCC unroll 16
-  for (int k = 0; k < R; ++k) x[k] = lowest > x[k] ? lowest : x[k];
-#pragma GCC unroll 16
-  for (int k = 0; k < R; ++k) shifted[k] = x[k] * F::log2_e + magic;
-#pragma GCC unroll 16
-  for (int k = 0; k < R; ++k) r[k] = (x[k] - (shifted[k] - magic) * F::ln2_hi) - (shifted[k] - magic) * F::ln2_lo;
-  polynomials<0, R>(F::exp_poly, r, y);
-#pragma GCC unroll 16
-  for (int k = 0; k < R; ++k) y[k] = T(1) + (r[k] + r[k] * r[k] * y[k]);
-#pragma GCC unroll 16
-  for (int k = 0; k < R; ++k) x[k] = y[k] * from_bits<V>(bits(shifted[k]) << F::mantissa) * down;
-}
-
-template <class V>
-inline V exponential_of_negative(V x) {
-  exponentials_of_negatives<1>(&x);
-  return x;
-}
-
-// Within 1 ULP.
-template <class V>
-inline V logarithm(V x) {
-  using F = Float<Element<V>>;
-  using T = Element<V>;
-  constexpr T up = F::mantissa == 23 ? T(0x1p24) : T(0x1p54);
-  constexpr T up_exponent = F::mantissa == 23 ? T(24) : T(54);
-  using U = typename F::Bits;
-  constexpr U one = F::bias << F::mantissa;
-  constexpr U fraction = (U(1) << F::mantissa) - 1;
-  const auto subnormal = x < F::min_normal;
-  const Bits<V> b = bits<V>(subnormal ? x * up : x) + (one - F::sqrt_half);
-  // k: the exponent that leaves m = x / 2^k in [sqrt(1/2), sqrt(2))
-  const V k = (from_bits<V>((b >> F::mantissa) + bits(F::magic)) - F::magic) - T(F::bias) -
-              (subnormal ? all<V>(up_exponent) : all<V>(0));
-  const V f = from_bits<V>((b & fraction) + F::sqrt_half) - T(1);
-  const V s = f / (T(2) + f);
-  const V z = s * s;
-  const V half_f2 = T(0.5) * f * f;
-  const V y = k * F::ln2_hi - ((half_f2 - (s * (half_f2 + z * polynomial(F::log_poly, z)) + k * F::ln2_lo)) - f);
-  const V special = x == 0 ? all<V>(-F::infinity) : x == F::infinity ? x : all<V>(F::nan);
-  return ((x > 0) & (x < F::infinity)) ? y : special;
-}
-
-// log(1 + x) for x >= 0, keeping the digits of a small x. Within 2 ULP.
-template <class V>
-inline V logarithm_1p(V x) {
-  using T = Element<V>;
-  const V u = T(1) + x;
-  const V lost = (x - (u - T(1))) / u;
-  return u < Float<T>::infinity ? logarithm(u) + lost : u;
-}
-
-// 1 / (1 + e^-x), keeping the digits of small results. Within 3 ULP.
-template <class T>
-inline T logistic(T x) {
-  const T e = exponential_of_negative(-magnitude(x));
-  return (x >= 0 ? T(1) : e) / (T(1) + e);
-}
-
-// As -t / (t + 2) with t = e^(-2|x|) - 1 = 2^k p + (2^k - 1), which is exact where p is small. Within 4 ULP.
-template <class T>
-inline T hyperbolic_tangent(T x) {
-  using F = Float<T>;
-  constexpr T far = F::mantissa == 23 ? T(20) : T(44);  // beyond it the result rounds to 1
-  const T y = T(-2) * (magnitude(x) > far ? far : magnitude(x));
-  const T shifted = y * F::log2_e + F::magic;
-  const T k = shifted - F::magic;
-  const T r = (y - k * F::ln2_hi) - k * F::ln2_lo;
-  const T p = r + r * r * polynomial(F::exp_poly, r);
-  const T two_k = from_bits<T>((bits(shifted) - bits(F::magic) + F::bias) << F::mantissa);
-  const T t = two_k * p + (two_k - T(1));
-  const T result = -t / (t + T(2));
-  return x < 0 ? -result : x == 0 ? x : result;
 }
 
 // Adds x to the sum. What rounding loses goes to lo (Knuth's two-sum); of a float it is next to nothing.
