@@ -294,7 +294,8 @@ void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) noexcept {
     return;
   }
   const std::ptrdiff_t share = bytes / (kBlocksPerThread * threads());
-  job.block = std::clamp(share, kMinBlockBytes, kMaxBlockBytes) / std::max<std::ptrdiff_t>(bytes_per_unit, 1) + 1;
+  job.block = std::clamp(share, kMinBlockBytes, kMaxBlockBytes) / std::max<std::ptrdiff_t>(bytes_per_unit, 1);
+  job.block = std::max<std::ptrdiff_t>(job.block, 1);
   const bool is_timed = bytes >= (job.pace == Pace::brisk ? kBriskBytes : kSpinBytes);
   const std::int64_t begin = is_timed ? now() : 0;
   if (shared_block > 0) {

@@ -2,6 +2,7 @@
 
 PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.attr("__version__") = STEEPEST_VERSION;
+  steepest::register_chain(m);
   steepest::register_rows(m);
   steepest::register_runtime(m);
   steepest::register_stream(m);

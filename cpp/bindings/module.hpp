@@ -5,6 +5,7 @@
 
 namespace steepest {
 
+void register_chain(pybind11::module_& m);
 void register_rules(pybind11::module_& m);
 void register_layers(pybind11::module_& m);
 void register_losses(pybind11::module_& m);

@@ -92,14 +92,18 @@ class Dense(Affine):
         self.declare_affine((input_shape[0], self.units))
         return (self.units,)
 
+    @property
+    def compiled(self) -> tuple[str, float] | None:
+        """The kernel and the slope of the activation that follows, if one of the compiled module's does."""
+        return NO_ACTIVATION if self.activation is None else self.activation.compiled
+
     def forward(self, x: Array, train: bool) -> Array:
         """f(x W + b), f being the activation that follows, if one does."""
         self.x = x
         weight, z = self.params["weight"], self.buffer("z", (len(x), self.units))
         self._is_small = x.size * self.units <= SMALL_WORK
-        compiled: tuple[str, float] | None = NO_ACTIVATION if self.activation is None else self.activation.compiled
-        if self._is_small and compiled is not None:
-            _core.dense(x, weight, self.params.get("bias"), *compiled, z)
+        if self._is_small and self.compiled is not None:
+            _core.dense(x, weight, self.params.get("bias"), *self.compiled, z)
             return z
         self._multiply(x, weight, z)
         self.finish(z)

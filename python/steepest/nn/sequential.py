@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from steepest import _core
 from steepest.nn import activations, convolution, init, layers, pooling
 from steepest.nn.activations import Activation
 from steepest.nn.layer import Array, Buffers, Layer, Shape, well_formed
@@ -135,6 +136,32 @@ class Sequential:
         for index, layer in enumerate(self.layers):
             layer.needs_input_gradient = index > first
         self._backward = [layer.backward for layer in reversed(self.layers[first:])]
+        self._chain, self._is_chained = self._make_chain(first), False
+
+    def _make_chain(self, first: int) -> _core.Chain | None:
+        """All layers compiled into one, if they are dense ones with their activations; from `first` on they train."""
+        links = []
+        for index, layer in enumerate(self.layers):
+            if isinstance(layer, Activation) and layer.fused:
+                continue
+            if type(layer) is not layers.Dense or layer.compiled is None:
+                return None
+            params, grads = layer.params, layer.grads
+            links.append(
+                (
+                    params["weight"],
+                    params.get("bias"),
+                    *layer.compiled,
+                    grads["weight"],
+                    grads.get("bias"),
+                    index >= first,
+                )
+            )
+        trained = [link[-1] for link in links]
+        if not any(trained):
+            return None
+        self._chain_rows = layers.SMALL_WORK // max(link[0].size for link in links)
+        return _core.Chain([link[:-1] for link in links], trained.index(True))
 
     def _segments(self, flat: Array) -> tuple[Array, Array]:
         weights, biases = self._frozen_sizes
@@ -178,6 +205,9 @@ class Sequential:
             x = self._with_channel(x)
         if not well_formed(x, self.dtype):
             x = self._converted("x", x)
+        self._is_chained = self._chain is not None and len(x) <= self._chain_rows
+        if self._is_chained:
+            return self._chain.forward(x)  # type: ignore[union-attr]
         for layer in self.layers:
             x = layer.forward(x, train)
         return x
@@ -195,15 +225,25 @@ class Sequential:
         np.copyto(converted, x, casting="same_kind")
         return converted
 
-    def backward(self, grad: Array) -> Array | None:
+    def backward(self, grad: Array, *, late: bool = False) -> Array | None:
         """Fills `grads`, given the gradient of the last outputs, which it may overwrite.
 
-        Stops at the first layer that trains, which does not compute its input's gradient.
+        Stops at the first layer that trains, which does not compute its input's gradient. `late` (False): the
+        gradient of that layer's weight may be left to the optimizer's step, which must follow and be given
+        `late_gradient`: it then updates each part of the weight while its gradient is in cache.
         """
         gradient: Array | None = grad if well_formed(grad, self.dtype) else self._converted("grad", grad)
+        if self._is_chained:
+            self._chain.backward(gradient, late)  # type: ignore[union-attr, arg-type]
+            return None
         for backward in self._backward:
             gradient = backward(gradient)  # type: ignore[arg-type]
         return gradient
+
+    @property
+    def late_gradient(self) -> _core.LateGradient | None:
+        """For the `late` of an optimizer's step, after `backward(grad, late=True)`."""
+        return self._chain if self._is_chained else None
 
     @property
     def random_state(self) -> list[dict[str, Any]]:

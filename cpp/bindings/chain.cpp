@@ -1,0 +1,231 @@
+// Dense layers in a row, each with its activation: forward and backward in one call each.
+#include "late.hpp"
+#include "module.hpp"
+#include "products.hpp"
+
+namespace steepest {
+namespace {
+
+// y = f(x W + b). Arrays for y and for the gradient of x are made once, and have the rows of the largest batch.
+struct Link {
+  View weight, dweight;
+  std::optional<View> bias, dbias;
+  Activation f;
+  double alpha;
+  py::array all_y, all_dx, y, dx;
+
+  std::ptrdiff_t inputs() const { return weight.array.shape(0); }
+  std::ptrdiff_t units() const { return weight.array.shape(1); }
+};
+
+// The first rows of an array that is made larger where it must be.
+py::array leading(py::array& all, std::ptrdiff_t rows, std::ptrdiff_t columns, const py::dtype& dtype) {
+  if (all.ndim() != 2 || all.shape(0) < rows) all = py::array(dtype, {rows, columns});
+  return all.shape(0) == rows ? all : py::array(dtype, {rows, columns}, all.data(), all);
+}
+
+template <class T>
+T* data_of(const py::array& array) {
+  return static_cast<T*>(const_cast<void*>(array.data()));
+}
+
+class Chain final : public LateGradient {
+ public:
+  // A layer is (weight, bias or None, activation, alpha, dweight, dbias or None); those before `first` do not train.
+  Chain(const py::list& layers, std::size_t first) : first_(first) {
+    for (const py::handle layer : layers) links_.push_back(make_link(py::reinterpret_borrow<py::tuple>(layer)));
+    if (links_.empty() || first >= links_.size()) throw py::value_error("layers: expected one that trains, got none");
+  }
+
+  py::array forward(const py::object& input) {
+    const View x = matrix(input, "x", Use::read);
+    check_dtype(x, "x", links_[0].weight.is_double);
+    check_c_order(x, "x");
+    const std::ptrdiff_t rows = x.array.shape(0);
+    check_shape(x, "x", {rows, links_[0].inputs()});
+    pending_ = false;
+    if (!x_ || rows != x_->array.shape(0)) resize(rows, x.array.dtype());
+    for (const Link& link : links_) check_apart(x, "x", view_of_own(link.y), "out");
+    x_ = x;
+    x.is_double ? run_forward<double>() : run_forward<float>();
+    return links_.back().y;
+  }
+
+  // Fills the gradients, given that of the last outputs, which is overwritten. `late`: leaves that of the first weight
+  // to the step, where that can be.
+  void backward(const py::object& gradient, bool late) {
+    const View g = matrix(gradient, "grad", Use::write);
+    if (!x_) throw py::value_error("grad: expected forward to be called before");
+    check_dtype(g, "grad", x_->is_double);
+    check_c_order(g, "grad");
+    check_shape(g, "grad", shape_of(links_.back().y));
+    check_apart(g, "grad", view_of_own(links_.back().y), "out");
+    check_apart(g, "grad", *x_, "x");
+    for (std::size_t i = first_; i < links_.size(); ++i) check_apart(g, "grad", links_[i].dweight, "dweight");
+    g_ = g;
+    g.is_double ? run_backward<double>(late) : run_backward<float>(late);
+  }
+
+  const View* array() const override { return pending_ ? &links_[first_].dweight : nullptr; }
+
+  void pin(Pins& pins) const override {
+    for (const py::array& array : arrays()) pins.pin(array);
+  }
+
+  void compute(const Finished& finished) noexcept override {
+    x_->is_double ? run_compute<double>(finished) : run_compute<float>(finished);
+    pending_ = false;
+  }
+
+ private:
+  static Link make_link(const py::tuple& layer) {
+    const View weight = matrix(layer[0], "weight", Use::read);
+    check_c_order(weight, "weight");
+    Link link{weight,
+              like(weight, layer[4], "dweight", Use::write),
+              {},
+              {},
+              activation(layer[2].cast<std::string>()),
+              layer[3].cast<double>(),
+              {},
+              {},
+              {},
+              {}};
+    if (!layer[1].is_none()) {
+      link.bias = like(weight, layer[1], "bias", Use::read, {link.units()});
+      link.dbias = like(weight, layer[5], "dbias", Use::write, {link.units()});
+    }
+    return link;
+  }
+
+  void resize(std::ptrdiff_t rows, const py::dtype& dtype) {
+    for (std::size_t i = 0; i < links_.size(); ++i) {
+      Link& link = links_[i];
+      link.y = leading(link.all_y, rows, link.units(), dtype);
+      if (i > first_) link.dx = leading(link.all_dx, rows, link.inputs(), dtype);
+    }
+  }
+
+  std::vector<py::array> arrays() const {
+    std::vector<py::array> all{x_->array};
+    if (g_) all.push_back(g_->array);
+    for (const Link& link : links_) all.insert(all.end(), {link.y, link.dx});
+    return all;
+  }
+
+  std::ptrdiff_t multiplications() const {
+    std::ptrdiff_t n = 0;
+    for (const Link& link : links_) n += x_->array.shape(0) * link.weight.size;
+    return n;
+  }
+
+  // The products are described before the GIL goes, for other threads may call here too.
+  template <class T>
+  Product<T> outputs(std::size_t i) const {
+    const Link& l = links_[i];
+    const T* const x = i == 0 ? x_->as<const T>() : data_of<const T>(links_[i - 1].y);
+    return {x,         l.inputs(),      1,         l.weight.as<const T>(), l.units(),
+            1,         data_of<T>(l.y), l.units(), x_->array.shape(0),     l.units(),
+            l.inputs()};
+  }
+
+  template <class T>
+  const T* gradient(std::size_t i) const {
+    return i + 1 == links_.size() ? g_->as<const T>() : data_of<const T>(links_[i + 1].dx);
+  }
+
+  template <class T>
+  Product<T> weight_gradient(std::size_t i) const {
+    const Link& l = links_[i];
+    return {outputs<T>(i).a,   1,         l.inputs(), gradient<T>(i), l.units(),         1,
+            l.dweight.as<T>(), l.units(), l.inputs(), l.units(),      x_->array.shape(0)};
+  }
+
+  template <class T>
+  Product<T> input_gradient(std::size_t i) const {
+    const Link& l = links_[i];
+    return {gradient<T>(i), l.units(),        1,          l.weight.as<const T>(), 1,
+            l.units(),      data_of<T>(l.dx), l.inputs(), x_->array.shape(0),     l.inputs(),
+            l.units()};
+  }
+
+  template <class T>
+  void run_forward() {
+    std::vector<Product<T>> products;
+    for (std::size_t i = 0; i < links_.size(); ++i) products.push_back(outputs<T>(i));
+    const Released released(multiplications(), arrays());
+    for (std::size_t i = 0; i < links_.size(); ++i) {
+      const Link& l = links_[i];
+      dense(products[i], l.f, l.bias ? l.bias->as<const T>() : nullptr, l.alpha);
+    }
+  }
+
+  template <class T>
+  void run_backward(bool late) {
+    std::vector<Product<T>> weights, inputs;
+    for (std::size_t i = 0; i < links_.size(); ++i) {
+      weights.push_back(weight_gradient<T>(i));
+      inputs.push_back(input_gradient<T>(i));  // of which those after `first_` count
+    }
+    const Product<T>& last = weights[first_];
+    pending_ = late && by_rows(last);  // else what is finished are short parts of rows
+    const bool computes_all = !pending_;
+    const auto mask = layers<T>().mask;
+    const std::ptrdiff_t rows = x_->array.shape(0);
+    const Link& end = links_.back();
+    T* const g = g_->as<T>();
+    const T* const y = data_of<const T>(end.y);
+    const Released released(multiplications(), arrays());
+    if (end.f != Activation::identity) {
+      parallel::for_ranges(
+          rows * end.units(), 3 * sizeof(T),
+          [&](std::ptrdiff_t begin, std::ptrdiff_t stop) noexcept {
+            mask(end.f, g + begin, y + begin, static_cast<T>(end.alpha), stop - begin);
+          },
+          parallel::Pace::brisk);
+    }
+    for (std::size_t i = links_.size(); i-- > first_;) {
+      if (i > first_ || computes_all) multiply(weights[i]);
+      if (links_[i].dbias) add_rows(weights[i].b, rows, links_[i].units(), links_[i].dbias->as<T>());
+      if (i == first_) break;
+      // The gradient of the input, and at once that of what the activation before took.
+      const Link& before = links_[i - 1];
+      const Product<T>& p = inputs[i];
+      const T* const outputs = weights[i].a;
+      multiply(p, [&, outputs](T* c, std::ptrdiff_t n, std::ptrdiff_t, std::ptrdiff_t columns) noexcept {
+        const T* at = outputs + (c - p.c);
+        for (std::ptrdiff_t k = 0; k < n; ++k, c += p.c_row, at += p.c_row) {
+          mask(before.f, c, at, static_cast<T>(before.alpha), columns);
+        }
+      });
+    }
+  }
+
+  template <class T>
+  void run_compute(const Finished& finished) noexcept {
+    const Product<T> p = weight_gradient<T>(first_);
+    multiply(p, [&](T* c, std::ptrdiff_t rows, std::ptrdiff_t, std::ptrdiff_t columns) noexcept {
+      const std::ptrdiff_t step = columns == p.columns ? rows : 1;
+      for (std::ptrdiff_t i = 0; i < rows; i += step, c += step * p.c_row) {
+        finished(c - p.c, c - p.c + (step - 1) * p.c_row + columns);
+      }
+    });
+  }
+
+  std::vector<Link> links_;
+  std::size_t first_;
+  std::optional<View> x_, g_;  // the last batch, and the gradient of its outputs
+  bool pending_ = false;       // whether the gradient of the first weight that trains is left to the step
+};
+
+}  // namespace
+
+void register_chain(py::module_& m) {
+  py::class_<LateGradient>(m, "LateGradient");
+  py::class_<Chain, LateGradient>(m, "Chain")
+      .def(py::init<const py::list&, std::size_t>(), py::arg("layers"), py::arg("first"))
+      .def("forward", &Chain::forward, py::arg("x"))
+      .def("backward", &Chain::backward, py::arg("grad"), py::arg("late") = false);
+}
+
+}  // namespace steepest

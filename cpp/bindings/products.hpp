@@ -1,0 +1,100 @@
+// Matrix products shared among threads.
+#pragma once
+
+#include "../dispatch.hpp"
+#include "calls.hpp"
+
+namespace steepest {
+
+// Rows or columns of a block at most: what it needs of both operands stays in cache.
+constexpr std::ptrdiff_t kStrip = 256;
+// How many blocks there should be at least: two cores are seldom equally quick, and nobody should wait long for the
+// last.
+constexpr std::ptrdiff_t kBlocks = 16;
+
+inline View matrix(const py::object& object, const char* name, Use use) {
+  View v = view(object, name, use);
+  if (v.array.ndim() != 2) {
+    throw py::value_error(std::string(name) + ": expected shape (rows, columns), got " + describe(shape_of(v.array)));
+  }
+  return v;
+}
+
+template <class T>
+Product<T> part(const Product<T>& p, std::ptrdiff_t row, std::ptrdiff_t rows, std::ptrdiff_t column,
+                std::ptrdiff_t columns) {
+  return {p.a + row * p.a_row,
+          p.a_row,
+          p.a_step,
+          p.b + column * p.b_column,
+          p.b_step,
+          p.b_column,
+          p.c + row * p.c_row + column,
+          p.c_row,
+          rows,
+          columns,
+          p.depth};
+}
+
+// Whether rows of c are shared rather than columns. Who takes all columns packs all of b; who takes all rows reads all
+// of a, which where its steps are strided is more than it needs at a time.
+template <class T>
+bool by_rows(const Product<T>& p) {
+  return p.a_step == 1 ? p.columns < 4 * products<T>().columns : p.rows >= p.columns;
+}
+
+// One side of c is shared, the other one cut into strips. A multiplication costs as much as a byte of an optimizer's
+// traffic. What is finished is handed to `finish(c, rows, column, columns)`, c beginning there.
+template <class T, class F>
+void multiply(const Product<T>& p, const F& finish) noexcept {
+  const bool rows = by_rows(p);
+  const std::ptrdiff_t length = rows ? p.rows : p.columns, across = rows ? p.columns : p.rows;
+  const ProductKernels<T>& kernels = products<T>();
+  const std::ptrdiff_t share = rows ? kernels.rows : kernels.columns, shares = (length + share - 1) / share;
+  if (length == 0 || across == 0) return;
+  const std::ptrdiff_t wanted = std::min((kBlocks + shares - 1) / shares, across / kernels.rows);
+  const std::ptrdiff_t strips = std::max((across + kStrip - 1) / kStrip, wanted);
+  const std::ptrdiff_t strip_size = (across + strips - 1) / strips;
+  parallel::for_ranges(
+      strips * shares, share * strip_size * p.depth,
+      [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+        for (std::ptrdiff_t next; begin < end; begin = next) {
+          const std::ptrdiff_t strip = begin / shares, side = strip * strip_size, at = begin % shares;
+          next = std::min(end, (strip + 1) * shares);
+          const std::ptrdiff_t from = at * share;
+          const std::ptrdiff_t n = std::min((at + next - begin) * share, length) - from;
+          const std::ptrdiff_t m = std::min(strip_size, across - side);
+          if (m <= 0) return;
+          const Product<T> block = rows ? part(p, from, n, side, m) : part(p, side, m, from, n);
+          kernels.matmul(block);
+          finish(block.c, block.rows, rows ? side : from, block.columns);
+        }
+      },
+      parallel::Pace::brisk);
+}
+
+template <class T>
+void multiply(const Product<T>& p) noexcept {
+  multiply(p, [](T*, std::ptrdiff_t, std::ptrdiff_t, std::ptrdiff_t) noexcept {});
+}
+
+// c[j] = sum over the rows of b, (rows, n): the product of ones with b.
+template <class T>
+void add_rows(const T* b, std::ptrdiff_t rows, std::ptrdiff_t n, T* c) noexcept {
+  static constexpr T one = 1;
+  multiply<T>({&one, 0, 0, b, n, 1, c, n, 1, n, rows});
+}
+
+// c = f(a b + bias), each part of it while it is in cache; bias may be null.
+template <class T>
+void dense(const Product<T>& p, Activation f, const T* bias, double alpha) noexcept {
+  const auto kernel = layers<T>().activate;
+  multiply(p, [=, &p](T* c, std::ptrdiff_t rows, std::ptrdiff_t column, std::ptrdiff_t columns) noexcept {
+    const T* const part = bias != nullptr ? bias + column : nullptr;
+    for (std::ptrdiff_t i = 0; i < rows; ++i, c += p.c_row) {
+      kernel(f, c, part, static_cast<T>(alpha), c, 1, columns);
+    }
+  });
+}
+
+}  // namespace steepest
