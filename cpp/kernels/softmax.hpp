@@ -332,6 +332,7 @@ template <class T, class F>
 inline void replace(T* e, const T* q, std::ptrdiff_t n, F f) {
   constexpr int width = kLanesOf<T>;
   std::ptrdiff_t j = 0;
+#pragma GCC unroll 4
   for (; j + width <= n; j += width) store_register(e + j, f(load_register(e + j), load_register(q + j)));
   for (; j < n; ++j) {
     e[j] = f(all<Vector<T>>(e[j]), all<Vector<T>>(q[j]))[0];
