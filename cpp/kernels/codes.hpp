@@ -60,17 +60,21 @@ inline B rounding(B b, B random) {
 
 inline Vector<float> widened(const std::uint16_t* x) { return from_bits<Vector<float>>(spread(x)); }
 
-// With bits to spare. An average of squares is a NaN where its sign says that it is negative.
+// Two registers. An average of squares is a NaN where its sign says that it is negative.
 template <bool is_squares, bool is_random>
-inline Words narrowed(Vector<float> x, Words random) {
-  const Words nan = Words{} + kNan;
-  Words b = bits(x);
-  if constexpr (is_squares) {
-    b = smaller(b, nan);
-  } else {
-    b = x == x ? b : nan;
-  }
-  return b + rounding<16, is_random>(b, random);
+inline void narrow(const float* x, std::uint16_t* y, const Words* random) {
+  const auto rounded = [=](int k) {
+    const Vector<float> value = load_register(x + k * kLanes);
+    const Words nan = Words{} + kNan;
+    Words b = bits(value);
+    if constexpr (is_squares) {
+      b = smaller(b, nan);
+    } else {
+      b = value == value ? b : nan;
+    }
+    return b + rounding<16, is_random>(b, random[k]);
+  };
+  store_halves(y, in_order(upper_halves(rounded(0), rounded(1))));
 }
 
 // 8-bit codes: a sign if there is one, five or four bits of exponent and three of mantissa. The scale of a group is the

@@ -7,13 +7,6 @@ namespace {
 
 constexpr std::ptrdiff_t kChunk = 64;  // elements between requests for what lies ahead
 
-// What of a rule matters to codes.
-template <std::size_t n, unsigned of_squares>
-struct States {
-  static constexpr std::size_t slots = n;
-  static constexpr unsigned squares = of_squares;
-};
-
 template <class Rule>
 constexpr bool is_squares(std::size_t slot) {
   return (Rule::squares >> slot & 1) != 0;
@@ -46,75 +39,142 @@ inline void prefetch_chunk(const CodedArrays& a, std::ptrdiff_t i, std::ptrdiff_
   }
 }
 
-// A group of elements whose state is bfloat16: averages of squares are rounded at random, the others to nearest.
-template <class Rule, bool is_stochastic, class Step>
-void update_halves(Step h, CodedArrays a, RuleKernels<float>::Rule<Step>) {
-  Random<16> random(a.counter);
-  for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kEncoded) {
-    if (a.ahead != 0 && i % kChunk == 0) prefetch_chunk<Rule>(a, i, sizeof(std::uint16_t));
-    Words chance[kRegisters] = {}, rounded[Rule::slots + 1][2];
-    if constexpr (is_stochastic && Rule::squares != 0) random.next(chance);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRegisters; ++r) {
-      const std::ptrdiff_t j = i + r * kLanes;
-      Vector<float> p = load_register(a.p + j), state[Rule::slots + 1];
-      for_slots<Rule>([&](auto k) { state[k] = widened(static_cast<const std::uint16_t*>(a.state[k]) + j); });
-      Rule::update(h, load_register(a.g + j), p, state);
-      store_register(a.p + j, p);
-      for_slots<Rule>([&](auto k) {
-        constexpr bool squares = is_squares<Rule>(k), is_random = is_stochastic && squares;
-        rounded[k][r % 2] = narrowed<squares, is_random>(state[k], chance[r]);
-        if (r % 2 == 0) return;
-        store_halves(static_cast<std::uint16_t*>(a.state[k]) + j - kLanes,
-                     in_order(upper_halves(rounded[k][0], rounded[k][1])));
-      });
-    }
-  }
-}
-
 inline std::uint32_t largest_of(Words x) {
   std::uint32_t y = 0;
   for (int i = 0; i < kLanes; ++i) y = x[i] > y ? x[i] : y;
   return y;
 }
 
-// What a group of 8-bit codes was, and will be.
+// What the state of a group of elements has become, in float32, and for codes their bases, if they are not special.
 struct Group {
   alignas(64) float state[3][kCodeGroup];
-  std::uint32_t largest[3];  // bits of magnitudes
+  std::uint32_t base[3];
+  bool is_special;
 };
 
-// Leaves the new state in `group`.
-template <class Rule, class Step>
-void update_decoded(Step h, CodedArrays a, Group& group) {
+// So many groups are advanced before the first is finished, for its scale takes a while.
+constexpr std::ptrdiff_t kBatch = 4;
+
+template <class Rule, bool is_coded>
+inline void to_next_group(CodedArrays& a) {
+  a.p += kCodeGroup;
+  a.g += kCodeGroup;
+  for (std::size_t k = 0; k < Rule::slots; ++k) {
+    a.state[k] = static_cast<char*>(a.state[k]) + kCodeGroup * (is_coded ? 1 : 2);
+    if (is_coded) ++a.scales[k];
+  }
+  a.counter += kCodeGroup / 2;
+}
+
+template <class Rule>
+constexpr bool is_in_two_parts = std::is_base_of_v<InTwoParts<Rule>, Rule>;
+
+// Decodes the state and applies the rule to it, or of a rule in two parts the first.
+template <class Rule, bool is_coded, class Step>
+inline void advance(const Step& h, const CodedArrays& a, Group& group) {
   std::uint32_t base[Rule::slots + 1];
   Words largest[Rule::slots + 1] = {};
-  for_slots<Rule>([&](auto k) { base[k] = base_of(*a.scales[k], highest_code<!is_squares<Rule>(k)>); });
+  if constexpr (is_coded) {
+    for_slots<Rule>([&](auto k) { base[k] = base_of(*a.scales[k], highest_code<!is_squares<Rule>(k)>); });
+  }
   for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kChunk) {
-    if (a.ahead != 0) prefetch_chunk<Rule>(a, i, 1);
+    if (a.ahead != 0) prefetch_chunk<Rule>(a, i, is_coded ? 1 : 2);
 #pragma GCC unroll 2
     for (std::ptrdiff_t j = i; j < i + kChunk; j += 2 * kLanes) {
       Vector<float> decoded[Rule::slots + 1][2];
       for_slots<Rule>([&](auto k) {
-        decode<!is_squares<Rule>(k)>(static_cast<const std::uint8_t*>(a.state[k]) + j, base[k], decoded[k]);
+        if constexpr (is_coded) {
+          decode<!is_squares<Rule>(k)>(static_cast<const std::uint8_t*>(a.state[k]) + j, base[k], decoded[k]);
+        } else {
+          for (int r = 0; r < 2; ++r) {
+            decoded[k][r] = widened(static_cast<const std::uint16_t*>(a.state[k]) + j + r * kLanes);
+          }
+        }
       });
 #pragma GCC unroll 2
       for (int r = 0; r < 2; ++r) {
         const std::ptrdiff_t at = j + r * kLanes;
-        Vector<float> p = load_register(a.p + at), state[Rule::slots + 1];
+        const Vector<float> g = load_register(a.g + at);
+        Vector<float> state[Rule::slots + 1];
         for_slots<Rule>([&](auto k) { state[k] = decoded[k][r]; });
-        Rule::update(h, load_register(a.g + at), p, state);
-        store_register(a.p + at, p);
+        if constexpr (is_in_two_parts<Rule>) {
+          Rule::advance(h, g, state);
+        } else {
+          Vector<float> p = load_register(a.p + at);
+          Rule::update(h, g, p, state);
+          store_register(a.p + at, p);
+        }
         for_slots<Rule>([&](auto k) {
           store_register(group.state[k] + at, state[k]);
-          // Of squares only a NaN has a sign.
-          const Words size = is_squares<Rule>(k) ? bits(state[k]) : bits_of_magnitude(bits(state[k]));
-          largest[k] = size > largest[k] ? size : largest[k];
+          if constexpr (is_coded) {
+            // Of squares only a NaN has a sign.
+            const Words size = is_squares<Rule>(k) ? bits(state[k]) : bits_of_magnitude(bits(state[k]));
+            largest[k] = size > largest[k] ? size : largest[k];
+          }
         });
       }
     }
   }
-  for_slots<Rule>([&](auto k) { group.largest[k] = largest_of(largest[k]); });
+  group.is_special = false;
+  if constexpr (is_coded) {
+    for_slots<Rule>([&](auto k) {
+      constexpr bool is_signed = !is_squares<Rule>(k);
+      const std::uint32_t top = top_of<is_signed>(largest_of(largest[k]));
+      group.is_special |= top >= kInfiniteUpper;
+      *a.scales[k] = from_bits<float>(top << kDropped);
+      group.base[k] = top - highest_code<is_signed>;
+    });
+  }
+}
+
+// The second part of a rule that has one, for some registers.
+template <class Rule, class Step>
+inline void move(const Step& h, const CodedArrays& a, const Group& group, std::ptrdiff_t i) {
+  if constexpr (is_in_two_parts<Rule>) {
+#pragma GCC unroll 8
+    for (std::ptrdiff_t j = i; j < i + kEncoded; j += kLanes) {
+      Vector<float> p = load_register(a.p + j), state[Rule::slots];
+      for_slots<Rule>([&](auto k) { state[k] = load_register(group.state[k] + j); });
+      Rule::move(h, load_register(a.g + j), p, state);
+      store_register(a.p + j, p);
+    }
+  }
+}
+
+// The rest of the rule, and the new state's codes or bfloat16: averages of squares are rounded at random, of bfloat16
+// the others to nearest.
+template <class Rule, bool is_coded, bool is_stochastic, class Step>
+inline void finish(const Step& h, const CodedArrays& a, const Group& group) {
+  Random<is_coded ? kDropped : 16> random(a.counter);
+  for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kEncoded) {
+    Words chance[kRegisters] = {};
+    if constexpr (is_stochastic && (is_coded || Rule::squares != 0)) random.next(chance);
+    move<Rule>(h, a, group, i);
+    for_slots<Rule>([&](auto k) {
+      constexpr bool squares = is_squares<Rule>(k);
+      const float* x = group.state[k] + i;
+      if constexpr (is_coded) {
+        auto* codes = static_cast<std::uint8_t*>(a.state[k]) + i;
+#pragma GCC unroll 2
+        for (int r = 0; r < kRegisters; r += 4) {
+          encode<!squares, is_stochastic>(x + r * kLanes, codes + r * kLanes, group.base[k], chance + r);
+        }
+      } else {
+        auto* halves = static_cast<std::uint16_t*>(a.state[k]) + i;
+#pragma GCC unroll 4
+        for (int r = 0; r < kRegisters; r += 2) {
+          narrow<squares, is_stochastic && squares>(x + r * kLanes, halves + r * kLanes, chance + r);
+        }
+      }
+    });
+  }
+}
+
+template <class Rule>
+inline bool is_any_special(const CodedArrays& a) {
+  bool is_special = false;
+  for (std::size_t k = 0; k < Rule::slots; ++k) is_special |= *a.scales[k] < 0;
+  return is_special;
 }
 
 // The same of a group with codes of infinity or NaN.
@@ -126,15 +186,9 @@ void update_special(const Step& h, const CodedArrays& a, Group& group, RuleKerne
     const auto* codes = static_cast<const std::uint8_t*>(a.state[k]);
     for (std::ptrdiff_t i = 0; i < kCodeGroup; ++i) group.state[k][i] = decoded_special<is_signed>(codes[i], base);
   });
+  group.is_special = true;
   rule({1, -Float<float>::infinity, Float<float>::infinity, 0, 0}, h,
        {a.p, a.g, {group.state[0], group.state[1], group.state[2]}, 0}, kCodeGroup);
-  for_slots<Rule>([&](auto k) {
-    group.largest[k] = 0;
-    for (const float x : group.state[k]) {
-      const std::uint32_t size = bits_of_magnitude(bits(x));
-      group.largest[k] = size > group.largest[k] ? size : group.largest[k];
-    }
-  });
 }
 
 // State k of a group of which some state has infinities or NaN.
@@ -163,55 +217,40 @@ void encode_special(const Group& group, const CodedArrays& a, std::size_t k) {
   *a.scales[k] = from_bits<float>(top << kDropped | (is_finite ? 0 : kSign));
 }
 
-template <class Rule, bool is_stochastic>
-void encode_group(const Group& group, const CodedArrays& a) {
-  bool is_finite = true;
-  std::uint32_t base[Rule::slots + 1];
-  for_slots<Rule>([&](auto k) {
-    constexpr bool is_signed = !is_squares<Rule>(k);
-    const std::uint32_t top = top_of<is_signed>(group.largest[k]);
-    is_finite &= top < kInfiniteUpper;
-    *a.scales[k] = from_bits<float>(top << kDropped);
-    base[k] = top - highest_code<is_signed>;
-  });
-  if (!is_finite) {
-    for_slots<Rule>([&](auto k) { encode_special<!is_squares<Rule>(k), is_stochastic>(group, a, k); });
-    return;
-  }
-  Random<kDropped> random(a.counter);
-  for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kEncoded) {
-    Words chance[kRegisters] = {};
-    if constexpr (is_stochastic) random.next(chance);
-    for_slots<Rule>([&](auto k) {
-#pragma GCC unroll 2
-      for (int r = 0; r < kRegisters; r += 4) {
-        const std::ptrdiff_t j = i + r * kLanes;
-        encode<!is_squares<Rule>(k), is_stochastic>(group.state[k] + j, static_cast<std::uint8_t*>(a.state[k]) + j,
-                                                    base[k], chance + r);
-      }
-    });
+template <class Rule, bool is_coded, class Step>
+void advance_groups(Step h, CodedArrays a, Group* groups, std::ptrdiff_t n, RuleKernels<float>::Rule<Step> rule) {
+  for (std::ptrdiff_t i = 0; i < n; ++i, to_next_group<Rule, is_coded>(a)) {
+    if (is_coded && is_any_special<Rule>(a)) {
+      update_special<Rule>(h, a, groups[i], rule);
+    } else {
+      advance<Rule, is_coded>(h, a, groups[i]);
+      for (std::ptrdiff_t j = 0; groups[i].is_special && j < kCodeGroup; j += kEncoded) move<Rule>(h, a, groups[i], j);
+    }
   }
 }
 
-// A group of elements whose state is 8-bit codes.
-template <class Rule, class Step>
-void update_codes(Step h, CodedArrays a, RuleKernels<float>::Rule<Step> rule) {
-  Group group;
-  bool is_special = false;
-  for (std::size_t k = 0; k < Rule::slots; ++k) is_special |= *a.scales[k] < 0;
-  if (is_special) {
-    update_special<Rule>(h, a, group, rule);
-  } else {
-    update_decoded<Rule>(h, a, group);
+template <class Rule, bool is_coded, bool is_stochastic, class Step>
+void finish_groups(Step h, CodedArrays a, const Group* groups, std::ptrdiff_t n) {
+  for (std::ptrdiff_t i = 0; i < n; ++i, to_next_group<Rule, is_coded>(a)) {
+    if (groups[i].is_special) {
+      for_slots<Rule>([&](auto k) { encode_special<!is_squares<Rule>(k), is_stochastic>(groups[i], a, k); });
+    } else {
+      finish<Rule, is_coded, is_stochastic>(h, a, groups[i]);
+    }
   }
-  using Kept = States<Rule::slots, Rule::squares>;
-  (a.is_stochastic ? encode_group<Kept, true> : encode_group<Kept, false>)(group, a);
+}
+
+template <class Rule, bool is_coded, bool is_stochastic, class Step>
+void update_groups(const Step& h, const CodedArrays& a, std::ptrdiff_t n, RuleKernels<float>::Rule<Step> rule) {
+  Group groups[kBatch];
+  advance_groups<Rule, is_coded>(h, a, groups, n, rule);
+  finish_groups<Rule, is_coded, is_stochastic>(h, a, groups, n);
 }
 
 // The gradient that the rule sees, where it is not g itself.
 template <bool penalty, bool wide>
-void prepare(const Gradient<float>& f, const float* g, const float* p, float* y) {
-  for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kLanes) {
+void prepare(const Gradient<float>& f, const float* g, const float* p, float* y, std::ptrdiff_t n) {
+  for (std::ptrdiff_t i = 0; i < n; i += kLanes) {
     store_register(y + i, fused<penalty, wide>(f, g + i, load_register(p + i)));
   }
 }
@@ -229,54 +268,48 @@ inline void fill(const void* x, void* y, std::size_t bytes, std::size_t n) {
   }
 }
 
+// A whole number of groups, and what is left.
+template <class Rule, bool is_coded, bool is_stochastic, class Step>
+void update_all(const Gradient<float>& f, const Step& h, CodedArrays a, std::ptrdiff_t n,
+                RuleKernels<float>::Rule<Step> rule) {
+  const auto run = [&](CodedArrays batch, std::ptrdiff_t groups) {
+    alignas(64) float g[kBatch * kCodeGroup];
+    if (!is_plain(f)) {
+      specialise([&](auto penalty,
+                     auto wide) { prepare<penalty.value, wide.value>(f, batch.g, batch.p, g, groups * kCodeGroup); },
+                 has_penalty(f), is_wide(f));
+      batch.g = g;
+    }
+    update_groups<Rule, is_coded, is_stochastic>(h, batch, groups, rule);
+  };
+  while (n >= kCodeGroup) {
+    const std::ptrdiff_t groups = n / kCodeGroup < kBatch ? n / kCodeGroup : kBatch;
+    run(a, groups);
+    for (std::ptrdiff_t i = 0; i < groups; ++i) to_next_group<Rule, is_coded>(a);
+    n -= groups * kCodeGroup;
+  }
+  if (n == 0) return;
+  constexpr std::size_t bytes = is_coded ? 1 : 2;
+  const auto size = static_cast<std::size_t>(n);
+  alignas(64) float p[kCodeGroup], g[kCodeGroup], state[3][kCodeGroup];
+  CodedArrays whole = a;
+  fill(a.p, whole.p = p, sizeof(float), size);
+  fill(a.g, g, sizeof(float), size);
+  whole.g = g;
+  for (std::size_t k = 0; k < Rule::slots; ++k) fill(a.state[k], whole.state[k] = state[k], bytes, size);
+  run(whole, 1);
+  __builtin_memcpy(a.p, p, size * sizeof(float));
+  for (std::size_t k = 0; k < Rule::slots; ++k) __builtin_memcpy(a.state[k], state[k], size * bytes);
+}
+
 template <class Step>
 void update(const Gradient<float>& f, const Step& h, const CodedArrays& a, std::ptrdiff_t n,
             RuleKernels<float>::Rule<Step> rule) noexcept {
-  using Run = void (*)(Step, CodedArrays, RuleKernels<float>::Rule<Step>);
-  const bool is_coded = a.scales[0] != nullptr;
-  Run run;
-  std::size_t slots;
   with_rule(h, [&](auto of_rule) {
-    using Rule = decltype(of_rule);
-    slots = Rule::slots;
-    run = is_coded          ? Run(update_codes<Rule, Step>)
-          : a.is_stochastic ? Run(update_halves<Rule, true, Step>)
-                            : Run(update_halves<Rule, false, Step>);
+    specialise([&](auto coded,
+                   auto stochastic) { update_all<decltype(of_rule), coded.value, stochastic.value>(f, h, a, n, rule); },
+               a.scales[0] != nullptr, a.is_stochastic);
   });
-  void (*prepare_gradient)(const Gradient<float>&, const float*, const float*, float*);
-  specialise([&](auto penalty, auto wide) { prepare_gradient = prepare<penalty.value, wide.value>; }, has_penalty(f),
-             is_wide(f));
-  const auto run_group = [&](CodedArrays group) {
-    alignas(64) float g[kCodeGroup];
-    if (!is_plain(f)) {
-      prepare_gradient(f, group.g, group.p, g);
-      group.g = g;
-    }
-    run(h, group, rule);
-  };
-  const std::size_t bytes = is_coded ? 1 : 2;
-  CodedArrays group = a;
-  for (; n >= kCodeGroup; n -= kCodeGroup) {
-    run_group(group);
-    group.p += kCodeGroup;
-    group.g += kCodeGroup;
-    for (std::size_t k = 0; k < slots; ++k) {
-      group.state[k] = static_cast<char*>(group.state[k]) + kCodeGroup * bytes;
-      if (is_coded) ++group.scales[k];
-    }
-    group.counter += kCodeGroup / 2;
-  }
-  if (n == 0) return;
-  const auto size = static_cast<std::size_t>(n);
-  alignas(64) float p[kCodeGroup], g[kCodeGroup], state[3][kCodeGroup];
-  CodedArrays whole = group;
-  fill(group.p, whole.p = p, sizeof(float), size);
-  fill(group.g, g, sizeof(float), size);
-  whole.g = g;
-  for (std::size_t k = 0; k < slots; ++k) fill(group.state[k], whole.state[k] = state[k], bytes, size);
-  run_group(whole);
-  __builtin_memcpy(group.p, p, size * sizeof(float));
-  for (std::size_t k = 0; k < slots; ++k) __builtin_memcpy(group.state[k], state[k], size * bytes);
 }
 
 std::uint8_t encode_one(float x, float* scale) noexcept {

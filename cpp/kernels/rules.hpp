@@ -55,6 +55,17 @@ inline Vector<T> fused(const Gradient<T>& f, const T* g, Vector<T> p) {
   return x;
 }
 
+// Rules in two parts: what becomes of the state, and of p, by g and the new state. Where state is coded, other work is
+// done between the second one's divisions.
+template <class Rule>
+struct InTwoParts {
+  template <class V, class Step>
+  static void update(const Step& h, V g, V& p, V* state) {
+    Rule::advance(h, g, state);
+    Rule::move(h, g, p, state);
+  }
+};
+
 struct PlainSgd {
   static constexpr std::size_t slots = 0;
   static constexpr unsigned squares = 0;
@@ -115,39 +126,49 @@ struct Rmsprop {
   }
 };
 
-struct Adagrad {
+struct Adagrad : InTwoParts<Adagrad> {
   static constexpr std::size_t slots = 1;
   static constexpr unsigned squares = 1;
   template <class V, class Step>
-  static void update(const Step& h, V g, V& p, V* state) {
-    V& s = state[0];
-    s = flush(s + g * g);
-    p = p - h.lr * g / (square_root(s + h.eps_inside) + h.eps);
+  static void advance(const Step&, V g, V* state) {
+    state[0] = flush(state[0] + g * g);
+  }
+  template <class V, class Step>
+  static void move(const Step& h, V g, V& p, const V* state) {
+    p = p - h.lr * g / (square_root(state[0] + h.eps_inside) + h.eps);
   }
 };
 
 template <bool amsgrad>
-struct Adam {
+struct Adam : InTwoParts<Adam<amsgrad>> {
   static constexpr std::size_t slots = 2 + amsgrad;
   static constexpr unsigned squares = 6;
   template <class V, class Step>
-  static void update(const Step& h, V g, V& p, V* state) {
+  static void advance(const Step& h, V g, V* state) {
     V &m = state[0], &v = state[1], &v_hat = state[slots - 1];
     m = flush(h.beta1 * m + h.one_minus_beta1 * g);
     v = flush(h.beta2 * v + h.one_minus_beta2 * g * g);
     if constexpr (amsgrad) v_hat = larger(v_hat, v);
+  }
+  template <class V, class Step>
+  static void move(const Step& h, V, V& p, const V* state) {
+    const V &m = state[0], &v_hat = state[slots - 1];
     p = p * h.decay - h.step_size * m / (square_root(v_hat) * h.sqrt_v_scale + h.eps);
   }
 };
 
-struct Nadam {
+struct Nadam : InTwoParts<Nadam> {
   static constexpr std::size_t slots = 2;
   static constexpr unsigned squares = 2;
   template <class V, class Step>
-  static void update(const Step& h, V g, V& p, V* state) {
+  static void advance(const Step& h, V g, V* state) {
     V &m = state[0], &v = state[1];
     m = flush(h.beta1 * m + h.one_minus_beta1 * g);
     v = flush(h.beta2 * v + h.one_minus_beta2 * g * g);
+  }
+  template <class V, class Step>
+  static void move(const Step& h, V g, V& p, const V* state) {
+    const V &m = state[0], &v = state[1];
     p = p * h.decay - (h.step_size_g * g + h.step_size_m * m) / (square_root(v) * h.sqrt_v_scale + h.eps);
   }
 };
