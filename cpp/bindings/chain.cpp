@@ -1,5 +1,4 @@
 // Dense layers in a row, each with its activation: forward and backward in one call each.
-#include "late.hpp"
 #include "module.hpp"
 #include "products.hpp"
 
@@ -29,7 +28,7 @@ T* data_of(const py::array& array) {
   return static_cast<T*>(const_cast<void*>(array.data()));
 }
 
-class Chain final : public LateGradient {
+class Chain {
  public:
   // A layer is (weight, bias or None, activation, alpha, dweight, dbias or None); those before `first` do not train.
   Chain(const py::list& layers, std::size_t first) : first_(first) {
@@ -43,7 +42,6 @@ class Chain final : public LateGradient {
     check_c_order(x, "x");
     const std::ptrdiff_t rows = x.array.shape(0);
     check_shape(x, "x", {rows, links_[0].inputs()});
-    pending_ = false;
     if (!x_ || rows != x_->array.shape(0)) resize(rows, x.array.dtype());
     for (const Link& link : links_) check_apart(x, "x", view_of_own(link.y), "out");
     x_ = x;
@@ -51,9 +49,8 @@ class Chain final : public LateGradient {
     return links_.back().y;
   }
 
-  // Fills the gradients, given that of the last outputs, which is overwritten. `late`: leaves that of the first weight
-  // to the step, where that can be.
-  void backward(const py::object& gradient, bool late) {
+  // Fills the gradients, given that of the last outputs, which is overwritten.
+  void backward(const py::object& gradient) {
     const View g = matrix(gradient, "grad", Use::write);
     if (!x_) throw py::value_error("grad: expected forward to be called before");
     check_dtype(g, "grad", x_->is_double);
@@ -63,18 +60,7 @@ class Chain final : public LateGradient {
     check_apart(g, "grad", *x_, "x");
     for (std::size_t i = first_; i < links_.size(); ++i) check_apart(g, "grad", links_[i].dweight, "dweight");
     g_ = g;
-    g.is_double ? run_backward<double>(late) : run_backward<float>(late);
-  }
-
-  const View* array() const override { return pending_ ? &links_[first_].dweight : nullptr; }
-
-  void pin(Pins& pins) const override {
-    for (const py::array& array : arrays()) pins.pin(array);
-  }
-
-  void compute(const Finished& finished) noexcept override {
-    x_->is_double ? run_compute<double>(finished) : run_compute<float>(finished);
-    pending_ = false;
+    g.is_double ? run_backward<double>() : run_backward<float>();
   }
 
  private:
@@ -161,15 +147,12 @@ class Chain final : public LateGradient {
   }
 
   template <class T>
-  void run_backward(bool late) {
+  void run_backward() {
     std::vector<Product<T>> weights, inputs;
     for (std::size_t i = 0; i < links_.size(); ++i) {
       weights.push_back(weight_gradient<T>(i));
       inputs.push_back(input_gradient<T>(i));  // of which those after `first_` count
     }
-    const Product<T>& last = weights[first_];
-    pending_ = late && by_rows(last);  // else what is finished are short parts of rows
-    const bool computes_all = !pending_;
     const auto mask = layers<T>().mask;
     const std::ptrdiff_t rows = x_->array.shape(0);
     const Link& end = links_.back();
@@ -185,7 +168,7 @@ class Chain final : public LateGradient {
           parallel::Pace::brisk);
     }
     for (std::size_t i = links_.size(); i-- > first_;) {
-      if (i > first_ || computes_all) multiply(weights[i]);
+      multiply(weights[i]);
       if (links_[i].dbias) add_rows(weights[i].b, rows, links_[i].units(), links_[i].dbias->as<T>());
       if (i == first_) break;
       // The gradient of the input, and at once that of what the activation before took.
@@ -201,31 +184,18 @@ class Chain final : public LateGradient {
     }
   }
 
-  template <class T>
-  void run_compute(const Finished& finished) noexcept {
-    const Product<T> p = weight_gradient<T>(first_);
-    multiply(p, [&](T* c, std::ptrdiff_t rows, std::ptrdiff_t, std::ptrdiff_t columns) noexcept {
-      const std::ptrdiff_t step = columns == p.columns ? rows : 1;
-      for (std::ptrdiff_t i = 0; i < rows; i += step, c += step * p.c_row) {
-        finished(c - p.c, c - p.c + (step - 1) * p.c_row + columns);
-      }
-    });
-  }
-
   std::vector<Link> links_;
   std::size_t first_;
   std::optional<View> x_, g_;  // the last batch, and the gradient of its outputs
-  bool pending_ = false;       // whether the gradient of the first weight that trains is left to the step
 };
 
 }  // namespace
 
 void register_chain(py::module_& m) {
-  py::class_<LateGradient>(m, "LateGradient");
-  py::class_<Chain, LateGradient>(m, "Chain")
+  py::class_<Chain>(m, "Chain")
       .def(py::init<const py::list&, std::size_t>(), py::arg("layers"), py::arg("first"))
       .def("forward", &Chain::forward, py::arg("x"))
-      .def("backward", &Chain::backward, py::arg("grad"), py::arg("late") = false);
+      .def("backward", &Chain::backward, py::arg("grad"));
 }
 
 }  // namespace steepest

@@ -446,7 +446,7 @@ void Optimizer::raise_nonfinite() const {
   throw py::error_already_set();
 }
 
-void Optimizer::step(const py::object& gradients, const py::object& scale, LateGradient* late) {
+void Optimizer::step(const py::object& gradients, const py::object& scale) {
   const double grad_scale = number_from(scale, "grad_scale");
   if (!std::isfinite(grad_scale)) {
     throw py::value_error("grad_scale: expected a finite number, got " + text(scale));
@@ -462,51 +462,21 @@ void Optimizer::step(const py::object& gradients, const py::object& scale, LateG
     if (w.g.still_holds()) continue;
     throw py::value_error("grads: expected arrays that stay as they are, got one that was resized during the step");
   }
-  take(grad_scale, late);
+  take(grad_scale);
 }
 
-// Where in the step a part of a gradient lies, if its tensor can be updated in parts of any size.
-std::optional<std::ptrdiff_t> Optimizer::place(const View& part) const {
-  for (const Work& w : work_) {
-    if (w.g.begin() <= part.begin() && part.end() <= w.g.end() && !w.tensor->is_low_precision()) {
-      return w.end - w.g.size + (part.begin() - w.g.begin()) / w.g.itemsize;
-    }
-  }
-  return std::nullopt;
-}
-
-// Elements begin to end of the step: of one tensor, or of several that follow each other.
-void Optimizer::update(std::ptrdiff_t begin, std::ptrdiff_t end) const noexcept {
-  auto i = static_cast<std::size_t>(
-      std::upper_bound(work_.begin(), work_.end(), begin, [](std::ptrdiff_t at, const Work& w) { return at < w.end; }) -
-      work_.begin());
-  for (; begin < end; ++i) {
-    const std::ptrdiff_t first = work_[i].end - work_[i].g.size;
-    const std::ptrdiff_t last = std::min(end, work_[i].end);
-    if (i + 1 < work_.size()) prefetch(work_[i + 1]);
-    const std::ptrdiff_t from = work_[i].tensor->edge(begin - first), to = work_[i].tensor->edge(last - first);
-    run(work_[i], from, to - from);
-    begin = last;
-  }
-}
-
-// The step over what was collected. A late gradient is computed first where all of it must be known, else with it.
-void Optimizer::take(double grad_scale, LateGradient* late) {
+// The step over what was collected.
+void Optimizer::take(double grad_scale) {
   const std::ptrdiff_t total = work_.empty() ? 0 : work_.back().end;
   last_bytes_ = total * kBytesPerElement;
-  const View* const part = late == nullptr ? nullptr : late->array();
   Pins pins;
   std::optional<WithoutGil> release;
   if (parallel::is_large(last_bytes_)) {
     for (const Work& w : work_) pins.pin(w.g.array);
-    if (part != nullptr) late->pin(pins);
     release.emplace();
   }
   std::optional<double> norm;
-  const bool needs_norm = std::isfinite(max_norm_) || nonfinite_ != Nonfinite::propagate;
-  const auto at = part == nullptr || needs_norm ? std::nullopt : place(*part);
-  if (part != nullptr && !at) late->compute([](std::ptrdiff_t, std::ptrdiff_t) {});
-  if (needs_norm) {
+  if (std::isfinite(max_norm_) || nonfinite_ != Nonfinite::propagate) {
     std::vector<Span> spans;
     for (const Work& w : work_) spans.push_back(span(w));
     norm = std::abs(grad_scale) * global_norm(spans);
@@ -523,17 +493,19 @@ void Optimizer::take(double grad_scale, LateGradient* late) {
     if (clip > 1) clip = 1;
   }
   prepare(work_, grad_scale * clip);
-  const auto run_over = [this](std::ptrdiff_t begin, std::ptrdiff_t end) {
-    parallel::for_ranges(end - begin, kBytesPerElement,
-                         [=](std::ptrdiff_t from, std::ptrdiff_t to) noexcept { update(begin + from, begin + to); });
-  };
-  std::ptrdiff_t done = 0;
-  if (at) {
-    run_over(0, *at);
-    late->compute([&](std::ptrdiff_t begin, std::ptrdiff_t end) { update(*at + begin, *at + end); });
-    done = *at + part->size;
-  }
-  run_over(done, total);
+  parallel::for_ranges(total, kBytesPerElement, [this](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+    auto i = static_cast<std::size_t>(std::upper_bound(work_.begin(), work_.end(), begin,
+                                                       [](std::ptrdiff_t at, const Work& w) { return at < w.end; }) -
+                                      work_.begin());
+    for (; begin < end; ++i) {
+      const std::ptrdiff_t first = work_[i].end - work_[i].g.size;
+      const std::ptrdiff_t last = std::min(end, work_[i].end);
+      if (i + 1 < work_.size()) prefetch(work_[i + 1]);
+      const std::ptrdiff_t from = work_[i].tensor->edge(begin - first), to = work_[i].tensor->edge(last - first);
+      run(work_[i], from, to - from);
+      begin = last;
+    }
+  });
   release.reset();
   last_norm_ = norm;
   ++steps_;

@@ -12,7 +12,6 @@
 #include "../dispatch.hpp"
 #include "../parallel.hpp"
 #include "arrays.hpp"
-#include "late.hpp"
 #include "norm.hpp"
 
 namespace steepest {
@@ -115,7 +114,7 @@ class Optimizer {
 
   void add_group(const py::object& container, const py::dict& options);
   void set_options(std::size_t group, const py::dict& options);
-  void step(const py::object& gradients, const py::object& grad_scale, LateGradient* late = nullptr);
+  void step(const py::object& gradients, const py::object& grad_scale);
   void set_masks(const py::list& masks);  // a mask or none for each tensor
   py::list masks();                       // copies of them
   py::list snapshot(bool copy);  // a dict for each tensor: step, its mask if any, and its state, in copies or itself
@@ -175,9 +174,7 @@ class Optimizer {
   const Output* overlapped(const View& g) const;
   void apply_schedules();
   void announce() const { parallel::announce(last_bytes_); }  // what comes is most likely as the last step
-  std::optional<std::ptrdiff_t> place(const View& part) const;
-  void update(std::ptrdiff_t begin, std::ptrdiff_t end) const noexcept;
-  void take(double grad_scale, LateGradient* late = nullptr);
+  void take(double grad_scale);
   static Mask make_mask(const py::object& mask, const Tensor& tensor, const std::string& name);
   static Span span(const Work& w);
   void read_state(std::size_t i, py::handle saved, Use use, Progress& progress, Mask& mask,

@@ -392,15 +392,11 @@ void bind(py::module_& m, const char* name) {
 // the type of self.
 PyObject* step(PyObject* self, PyObject* const* args, Py_ssize_t n) {
   try {
-    if (n != 2 && n != 3) {
-      throw py::type_error("step: expected grads, grad_scale and perhaps a late gradient, got " + std::to_string(n) +
-                           " arguments");
-    }
+    if (n != 2) throw py::type_error("step: expected grads and grad_scale, got " + std::to_string(n) + " arguments");
     auto* const optimizer =
         reinterpret_cast<py::detail::instance*>(self)->get_value_and_holder().value_ptr<Optimizer>();
     if (optimizer == nullptr) throw py::type_error("step: expected an optimizer whose __init__ was called");
-    LateGradient* const late = n == 2 || args[2] == Py_None ? nullptr : py::cast<LateGradient*>(py::handle(args[2]));
-    optimizer->step(py::reinterpret_borrow<py::object>(args[0]), py::reinterpret_borrow<py::object>(args[1]), late);
+    optimizer->step(py::reinterpret_borrow<py::object>(args[0]), py::reinterpret_borrow<py::object>(args[1]));
     Py_RETURN_NONE;
   } catch (...) {
     py::detail::try_translate_exceptions();

@@ -27,7 +27,7 @@ class Optimizer:
     def set_options(self, group: int, options: dict[str, Any]) -> None: ...
     def set_precision(self, state_dtype: str | None, seed: int | None, has_whole_masters: bool) -> None: ...
     def set_clipping(self, max_norm: float, nonfinite: str) -> None: ...
-    def step(self, grads: object, grad_scale: float, late: LateGradient | None = None) -> None: ...
+    def step(self, grads: object, grad_scale: float) -> None: ...
     def set_masks(self, masks: list[object]) -> None: ...
     def masks(self) -> list[NDArray[Any] | None]: ...
     def snapshot(self, copy: bool = True) -> list[dict[str, Any]]: ...
@@ -141,18 +141,15 @@ def dense(
 def dense_gradients(x: NDArray[Any], grad: NDArray[Any], dweight: NDArray[Any], dbias: NDArray[Any] | None) -> None:
     """dweight = x grad, for x already transposed, and dbias = the sum of grad's rows."""
 
-class LateGradient:
-    """A gradient that the optimizer's step computes, part by part, as it goes over it."""
-
-class Chain(LateGradient):
+class Chain:
     """Dense layers in a row, each (weight, bias, activation, alpha, dweight, dbias), of which from `first` on train."""
 
     def __init__(self, layers: list[tuple[Any, ...]], first: int) -> None: ...
     def forward(self, x: NDArray[Any]) -> NDArray[Any]:
         """The outputs, in an array that the next call reuses."""
 
-    def backward(self, grad: NDArray[Any], late: bool = False) -> None:
-        """Fills the gradients and overwrites `grad`; `late` may leave that of the first weight to the step."""
+    def backward(self, grad: NDArray[Any]) -> None:
+        """Fills the gradients, given that of the last outputs, which it overwrites."""
 
 _Pair = tuple[int, int]
 

@@ -292,14 +292,13 @@ class Optimizer:
             options = options | dict(zip(("beta1", "beta2"), options["betas"], strict=True))
         return {"l2": options["weight_decay"], "decoupled_decay": 0.0, **options}
 
-    def step(self, grads: Any, grad_scale: float = 1.0, late: _core.LateGradient | None = None) -> None:
+    def step(self, grads: Any, grad_scale: float = 1.0) -> None:
         """Updates the parameters in place with the gradients.
 
         `grads` has the structure of `params` (with param groups: a sequence with one entry for each);
         each gradient has its parameter's dtype, shape and memory order, and None skips the parameter,
         whose own count of steps then lags. The gradients are multiplied by `grad_scale` (to undo loss
-        scaling, or to average accumulated ones). `late`: a model's `late_gradient`, of which the step first
-        fills its part of `grads`.
+        scaling, or to average accumulated ones).
 
         Raises TypeError for a wrong dtype and ValueError for a wrong structure, shape, layout, or
         parameters that were replaced; FloatingPointError with `nonfinite="raise"`. A refused step changes nothing.
@@ -310,7 +309,7 @@ class Optimizer:
             >>> w
             array([ 0.5, -1.5])
         """
-        self._core.step(grads, grad_scale, late)
+        self._core.step(grads, grad_scale)
 
     def set_masks(self, masks: Any) -> None:
         """From the next step on, keeps the weights that a mask has False for at zero: they are pruned.

@@ -111,7 +111,6 @@ class Trainer:
         self.stop_training = False
         self._gradients = like_params(model, optimizer, model.grads)
         self._class_weight: Array | None = None
-        self._late = False  # whether the step is to compute the last gradient
         self._buffer = Buffers(model.dtype)
 
     def fit(
@@ -258,7 +257,6 @@ class Trainer:
     ) -> dict[str, float]:
         before, after = hooks.by_name["on_train_batch_begin"], hooks.by_name["on_train_batch_end"]
         step, gradients = self.optimizer.step, self._gradients
-        self._late = accumulate == 1 and takes_late_gradient(self.optimizer)
         pending = _Accumulator(self.model.grads) if accumulate > 1 else None
         scorer = Scorer(self.metrics, link_of(self.loss))
         total = rows = 0.0
@@ -269,9 +267,7 @@ class Trainer:
             if math.isfinite(loss):
                 total += loss * size
                 rows += size
-                if self._late:
-                    step(gradients, 1.0, self.model.late_gradient)
-                elif pending is None:
+                if pending is None:
                     step(gradients)
                 elif pending.add(size) == accumulate:
                     step(gradients, pending.release())
@@ -302,7 +298,7 @@ class Trainer:
         out = self._buffer("gradient", outputs.shape)
         loss, gradient = self.loss(outputs, targets, sample_weight=weight, out=out)
         if train and math.isfinite(loss):
-            self.model.backward(gradient, late=self._late)
+            self.model.backward(gradient)
         return loss, len(x) if weight is None else float(weight.sum(dtype=np.float64))
 
     def _targets(self, y: Array) -> Array:
@@ -360,11 +356,6 @@ class _Accumulator:
         scale = 1 / self._weight if self._weight else 1.0
         self._weight, self.count = 0.0, 0
         return scale
-
-
-def takes_late_gradient(optimizer: Optimizer) -> bool:
-    """Whether its step is our own, not one of a subclass or put in its place."""
-    return type(optimizer).step is Optimizer.step and "step" not in vars(optimizer)
 
 
 def like_params(model: Sequential, optimizer: Optimizer, flat: Array) -> Any:

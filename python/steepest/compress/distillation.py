@@ -52,7 +52,7 @@ class _Distiller(Trainer):
             out=out,
         )
         if math.isfinite(loss):
-            self.model.backward(gradient, late=self._late)
+            self.model.backward(gradient)
         return loss, len(x) if weight is None else float(weight.sum(dtype=np.float64))
 
 

@@ -225,25 +225,18 @@ class Sequential:
         np.copyto(converted, x, casting="same_kind")
         return converted
 
-    def backward(self, grad: Array, *, late: bool = False) -> Array | None:
+    def backward(self, grad: Array) -> Array | None:
         """Fills `grads`, given the gradient of the last outputs, which it may overwrite.
 
-        Stops at the first layer that trains, which does not compute its input's gradient. `late` (False): the
-        gradient of that layer's weight may be left to the optimizer's step, which must follow and be given
-        `late_gradient`: it then updates each part of the weight while its gradient is in cache.
+        Stops at the first layer that trains, which does not compute its input's gradient.
         """
         gradient: Array | None = grad if well_formed(grad, self.dtype) else self._converted("grad", grad)
         if self._is_chained:
-            self._chain.backward(gradient, late)  # type: ignore[union-attr, arg-type]
+            self._chain.backward(gradient)  # type: ignore[union-attr, arg-type]
             return None
         for backward in self._backward:
             gradient = backward(gradient)  # type: ignore[arg-type]
         return gradient
-
-    @property
-    def late_gradient(self) -> _core.LateGradient | None:
-        """For the `late` of an optimizer's step, after `backward(grad, late=True)`."""
-        return self._chain if self._is_chained else None
 
     @property
     def random_state(self) -> list[dict[str, Any]]:

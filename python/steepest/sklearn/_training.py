@@ -18,7 +18,7 @@ from steepest.callbacks import Hooks
 from steepest.nn.layer import Array, Buffers
 from steepest.sklearn._callbacks import Tasks
 from steepest.sklearn._network import Network, Samples, linked, loss_of
-from steepest.train import fixed_blas, takes_late_gradient
+from steepest.train import fixed_blas
 
 
 class Training:
@@ -154,8 +154,7 @@ class Training:
         """Trains on every batch; the mean of their losses, weighted by their rows."""
         est, samples, scale = self.estimator, self.samples, self.loss.gradient
         before, after = (self._hooks.by_name[f"on_train_batch_{name}"] for name in ("begin", "end"))
-        optimizer, gradients = self.optimizer, self.model.gradients()
-        late = takes_late_gradient(optimizer)
+        step, gradients = self.optimizer.step, self.model.gradients()
         if est.shuffle:  # as `sklearn.utils.shuffle` does
             places = np.arange(len(samples))
             est._random_state.shuffle(places)
@@ -166,21 +165,21 @@ class Training:
             for hook in before:
                 hook(batch, {})
             x, y, weight = samples.take(self._order[rows] if est.shuffle else rows)
-            loss, divisor = self._backpropagate(x, y, weight, late)
+            loss, divisor = self._backpropagate(x, y, weight)
             loss += self._penalty(divisor)
             self._penalise(divisor)
-            optimizer.step(gradients, scale, *([self.model.late_gradient] if late else []))
+            step(gradients, scale)
             total += loss * len(y)
             for hook in after:
                 hook(batch, {"loss": loss})
         return total / len(samples)
 
-    def _backpropagate(self, x: Array, y: Array, weight: Array | None, late: bool = False) -> tuple[float, float]:
+    def _backpropagate(self, x: Array, y: Array, weight: Array | None) -> tuple[float, float]:
         """Fills the gradients; the mean loss, and by what the penalties are to be divided: the rows, weighted."""
         z = self.model.forward(x, train=True)
         out = self._buffer("gradient", z.shape)
         loss, gradient = self.loss.function(z, y, sample_weight=weight, out=out)
-        self.model.backward(gradient, late=late)
+        self.model.backward(gradient)
         divisor = len(y) if weight is None else float(weight.sum(dtype=np.float64))
         return loss * self.loss.value, divisor
 
