@@ -21,8 +21,16 @@ constexpr std::ptrdiff_t kBytesPerElement = 28;
 
 constexpr std::ptrdiff_t kPrefetchBytes = 1024;  // of each array of the next tensor
 
+py::object item(const py::object& container, const py::object& key) {
+  PyObject* const found = PyObject_GetItem(container.ptr(), key.ptr());
+  if (found != nullptr) return py::reinterpret_steal<py::object>(found);
+  if (PyErr_ExceptionMatches(PyExc_LookupError) == 0) throw py::error_already_set();
+  PyErr_Clear();
+  return {};
+}
+
 // What a container has under a key, or null; `i` is the key of a sequence. Python's own are asked without a detour.
-py::object find(const py::object& container, const py::object& key, std::size_t i) {
+inline py::object find(const py::object& container, const py::object& key, std::size_t i) {
 #ifndef Py_GIL_DISABLED  // what is borrowed is safe under the GIL alone
   if (PyDict_CheckExact(container.ptr())) {
     PyObject* const found = PyDict_GetItemWithError(container.ptr(), key.ptr());
@@ -33,11 +41,7 @@ py::object find(const py::object& container, const py::object& key, std::size_t 
     return py::reinterpret_borrow<py::object>(PyList_GET_ITEM(container.ptr(), static_cast<py::ssize_t>(i)));
   }
 #endif
-  PyObject* const found = PyObject_GetItem(container.ptr(), key.ptr());
-  if (found != nullptr) return py::reinterpret_steal<py::object>(found);
-  if (PyErr_ExceptionMatches(PyExc_LookupError) == 0) throw py::error_already_set();
-  PyErr_Clear();
-  return {};
+  return item(container, key);
 }
 
 // Without the call that std::equal makes of it.

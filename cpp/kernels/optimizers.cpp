@@ -50,22 +50,12 @@ template <class Rule, bool penalty, bool wide, class T, class Step>
   }
 }
 
+// A rule over whole lines.
 template <class T, class Step>
-void update(const Gradient<T>& f, const Step& h, const Arrays<T>& a, std::ptrdiff_t n) noexcept {
-  void (*lines)(const Gradient<T>&, const Step&, const Arrays<T>&, std::ptrdiff_t);
-  std::size_t slots;
-  with_rule(h, [&](auto rule) {
-    using Rule = decltype(rule);
-    slots = Rule::slots;
-    const auto choose = [&](auto penalty, auto wide) {
-      lines = update_lines<Rule, decltype(penalty)::value, decltype(wide)::value, T, Step>;
-    };
-    if constexpr (sizeof(T) == sizeof(float)) {
-      specialise(choose, has_penalty(f), is_wide(f));
-    } else {
-      specialise([&](auto penalty) { choose(penalty, Flag<false>{}); }, has_penalty(f));
-    }
-  });
+using Lines = void (*)(const Gradient<T>&, const Step&, const Arrays<T>&, std::ptrdiff_t);
+
+template <std::size_t slots, class T, class Step>
+void update_all(Lines<T, Step> lines, const Gradient<T>& f, const Step& h, const Arrays<T>& a, std::ptrdiff_t n) {
   // The last line, where it is not a whole one, and the first of a large array, where it doesn't begin with a cache
   // line, are computed apart from what there was at first: they overlap what lies between.
   constexpr std::ptrdiff_t line = kLine<T>, aligned_from = 64 * line;
@@ -74,6 +64,7 @@ void update(const Gradient<T>& f, const Step& h, const Arrays<T>& a, std::ptrdif
   const std::ptrdiff_t count = n < line ? n : line;
   const auto compute = [&](T(&part)[5][line], std::ptrdiff_t at) {
     if (count < line) {
+#pragma GCC unroll 5
       for (std::size_t k = 0; k < 2 + slots; ++k) clear_line(part[k]);
     }
     copy_line(a.g + at, part[0], count);
@@ -95,6 +86,23 @@ void update(const Gradient<T>& f, const Step& h, const Arrays<T>& a, std::ptrdif
   }
   if (head > 0) store(first, 0);
   if (rest > 0) store(last, n - count);
+}
+
+template <class T, class Step>
+void update(const Gradient<T>& f, const Step& h, const Arrays<T>& a, std::ptrdiff_t n) noexcept {
+  with_rule(h, [&](auto rule) {
+    using Rule = decltype(rule);
+    Lines<T, Step> lines;
+    const auto choose = [&](auto penalty, auto wide) {
+      lines = update_lines<Rule, decltype(penalty)::value, decltype(wide)::value, T, Step>;
+    };
+    if constexpr (sizeof(T) == sizeof(float)) {
+      specialise(choose, has_penalty(f), is_wide(f));
+    } else {
+      specialise([&](auto penalty) { choose(penalty, Flag<false>{}); }, has_penalty(f));
+    }
+    update_all<Rule::slots>(lines, f, h, a, n);
+  });
 }
 
 // y = x where the mask says so, else +0.
