@@ -1,10 +1,11 @@
-"""State in fewer bytes where memory is slow: AdamW beside a process that streams through large arrays on another core.
+"""State in fewer bytes where memory is slow: rules beside a process that streams through large arrays on another core.
 
-    python bench/throttled.py
+    python bench/throttled.py [RULE ...]
 
 Steps with state in 8 bits, in bfloat16 and in float32 take turns, on one thread and one core, on the same parameters
-and gradients; first alone, then beside the other process. Prints the median time of each per parameter, and float32's
-over it with its 95 % interval.
+and gradients: in cache, in memory, and in memory beside the other process. Prints the median time of each per
+parameter, and float32's over it with its 95 % interval. Last comes what a model says: a step takes the longer of its
+time in cache and of its bytes, so state in fewer bytes is 1.4 times as fast as float32 below some bandwidth per core.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from statistics import median
@@ -25,7 +26,10 @@ import steepest as sp
 from peers import interval
 from steepest import benchmarks
 
-STATES = "float32", "bfloat16", "8bit"
+STATES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1 + 4 / 256}  # bytes per number
+NUMBERS = {"AdamW": 2, "NAdam": 2, "Adagrad": 1, "Momentum": 1, "Lion": 1}  # of state per parameter
+BAR = 1.4
+IN_CACHE = 1 << 14
 STREAM = """
 import os, sys, numpy as np, steepest as sp
 os.sched_setaffinity(0, {int(sys.argv[1])})
@@ -48,17 +52,26 @@ def streaming(core: int) -> Iterator[None]:
         process.wait()
 
 
-def times(n: int, seconds: float) -> dict[str, list[float]]:
+def times(rule: str, n: int, seconds: float) -> dict[str, list[float]]:
+    """Seconds per parameter."""
+    calls = max(1, (1 << 20) // n)
     p, g = benchmarks.random(n, 0), np.abs(benchmarks.random(n, 1))
-    steps = {name: partial(sp.AdamW(p, lr=1e-4, state_dtype=name).step, g) for name in STATES}
+
+    def several(step: Callable[[object], object]) -> None:
+        for _ in range(calls):
+            step(g)
+
+    steps = {name: partial(several, getattr(sp, rule)(p, lr=1e-5, state_dtype=name).step) for name in STATES}
     end = time.perf_counter() + seconds
-    return benchmarks.rounds(steps, lambda taken: len(taken["8bit"]) >= 9 and time.perf_counter() > end)
+    taken = benchmarks.rounds(steps, lambda taken: len(taken["8bit"]) >= 9 and time.perf_counter() > end)
+    return {name: [t / calls / n for t in each] for name, each in taken.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rules", nargs="*", default=list(NUMBERS), metavar="RULE", help="(default: all)")
     parser.add_argument("--parameters", type=int, default=64, metavar="MI", help="in Mi (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="for each half (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each table's column (default: %(default)s)")
     args = parser.parse_args()
     n = args.parameters << 20
     core, *others = sorted(os.sched_getaffinity(0))
@@ -66,17 +79,22 @@ def main() -> None:
         raise SystemExit("throttled.py: needs a second core")
     os.sched_setaffinity(0, {core})
     sp.set_num_threads(1)
-    print(f"{'':<10}{'alone':>40}{'beside a stream':>40}")
-    alone = times(n, args.seconds)
-    with streaming(others[0]):
-        beside = times(n, args.seconds)
-    for name in STATES:
-        line = f"{name:<10}"
-        for taken in (alone, beside):
-            ratios = [full / own for full, own in zip(taken["float32"], taken[name], strict=True)]
-            low, high = interval(ratios)
-            line += f"{median(taken[name]) / n * 1e9:>14.3f} ns {median(ratios):>6.2f}x ({low:.2f} to {high:.2f})"
-        print(line)
+    print(f"{'':<18}{'in cache':>20}{'in memory':>32}{'beside a stream':>32}{'GB/s per core':>16}")
+    for rule in args.rules:
+        columns = [times(rule, IN_CACHE, args.seconds / 4), times(rule, n, args.seconds)]
+        with streaming(others[0]):
+            columns.append(times(rule, n, args.seconds))
+        traffic = {name: 12 + 2 * NUMBERS[rule] * each for name, each in STATES.items()}
+        for name in STATES:
+            line = f"{rule:<9} {name:<8}"
+            for taken in columns:
+                ratios = [full / own for full, own in zip(taken["float32"], taken[name], strict=True)]
+                low, high = interval(ratios)
+                line += f"{median(taken[name]) * 1e9:>8.3f} ns {median(ratios):>5.2f}x"
+                line += "" if taken is columns[0] else f" ({low:.2f} to {high:.2f})"
+            if traffic["float32"] >= BAR * traffic[name]:
+                line += f"{traffic['float32'] / (BAR * median(columns[0][name]) * 1e9):>12.1f}"
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

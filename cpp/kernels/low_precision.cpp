@@ -26,19 +26,6 @@ inline void for_slots(F f) {
   for_each(std::make_index_sequence<Rule::slots>{}, f);
 }
 
-template <class Rule>
-inline void prefetch_chunk(const CodedArrays& a, std::ptrdiff_t i, std::ptrdiff_t bytes) {
-  for (std::ptrdiff_t k = 0; k < kChunk; k += 16) {
-    prefetch(a.g + i + k, a.ahead);
-    prefetch(a.p + i + k, a.ahead);
-  }
-  for (std::size_t k = 0; k < Rule::slots; ++k) {
-    for (std::ptrdiff_t at = 0; at < kChunk * bytes; at += 64) {
-      prefetch(static_cast<const char*>(a.state[k]) + i * bytes + at, a.ahead * bytes / 4);
-    }
-  }
-}
-
 inline std::uint32_t largest_of(Words x) {
   std::uint32_t y = 0;
   for (int i = 0; i < kLanes; ++i) y = x[i] > y ? x[i] : y;
@@ -54,6 +41,21 @@ struct Group {
 
 // So many groups are advanced before the first is finished, for its scale takes a while.
 constexpr std::ptrdiff_t kBatch = 4;
+
+// Asks for a chunk of the next batch: while one is finished, memory has little else to do.
+template <class Rule>
+inline void prefetch_next_batch(const CodedArrays& a, std::ptrdiff_t i, std::ptrdiff_t bytes) {
+  constexpr std::ptrdiff_t ahead = kBatch * kCodeGroup, whole = sizeof(float);
+  for (std::ptrdiff_t k = 0; k < kChunk; k += 16) {
+    prefetch(a.g + i + k, ahead * whole);
+    prefetch(a.p + i + k, ahead * whole);
+  }
+  for (std::size_t k = 0; k < Rule::slots; ++k) {
+    for (std::ptrdiff_t at = 0; at < kChunk * bytes; at += 64) {
+      prefetch(static_cast<const char*>(a.state[k]) + i * bytes + at, ahead * bytes);
+    }
+  }
+}
 
 template <class Rule, bool is_coded>
 inline void to_next_group(CodedArrays& a) {
@@ -78,7 +80,6 @@ inline void advance(const Step& h, const CodedArrays& a, Group& group) {
     for_slots<Rule>([&](auto k) { base[k] = base_of(*a.scales[k], highest_code<!is_squares<Rule>(k)>); });
   }
   for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kChunk) {
-    if (a.ahead != 0) prefetch_chunk<Rule>(a, i, is_coded ? 1 : 2);
 #pragma GCC unroll 2
     for (std::ptrdiff_t j = i; j < i + kChunk; j += 2 * kLanes) {
       Vector<float> decoded[Rule::slots + 1][2];
@@ -149,6 +150,7 @@ inline void finish(const Step& h, const CodedArrays& a, const Group& group) {
   for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kEncoded) {
     Words chance[kRegisters] = {};
     if constexpr (is_stochastic && (is_coded || Rule::squares != 0)) random.next(chance);
+    if (a.ahead != 0 && i % kChunk == 0) prefetch_next_batch<Rule>(a, i, is_coded ? 1 : 2);
     move<Rule>(h, a, group, i);
     for_slots<Rule>([&](auto k) {
       constexpr bool squares = is_squares<Rule>(k);
