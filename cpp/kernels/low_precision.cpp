@@ -39,13 +39,10 @@ struct Group {
   bool is_special;
 };
 
-// So many groups are advanced before the first is finished, for its scale takes a while.
-constexpr std::ptrdiff_t kBatch = 4;
-
-// Asks for a chunk of the next batch: while one is finished, memory has little else to do.
+// Asks for a chunk of the next group: while one is finished, memory has little else to do.
 template <class Rule>
-inline void prefetch_next_batch(const CodedArrays& a, std::ptrdiff_t i, std::ptrdiff_t bytes) {
-  constexpr std::ptrdiff_t ahead = kBatch * kCodeGroup, whole = sizeof(float);
+inline void prefetch_next_group(const CodedArrays& a, std::ptrdiff_t i, std::ptrdiff_t bytes) {
+  constexpr std::ptrdiff_t ahead = kCodeGroup, whole = sizeof(float);
   for (std::ptrdiff_t k = 0; k < kChunk; k += 16) {
     prefetch(a.g + i + k, ahead * whole);
     prefetch(a.p + i + k, ahead * whole);
@@ -150,7 +147,7 @@ inline void finish(const Step& h, const CodedArrays& a, const Group& group) {
   for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kEncoded) {
     Words chance[kRegisters] = {};
     if constexpr (is_stochastic && (is_coded || Rule::squares != 0)) random.next(chance);
-    if (a.ahead != 0 && i % kChunk == 0) prefetch_next_batch<Rule>(a, i, is_coded ? 1 : 2);
+    if (a.ahead != 0 && i % kChunk == 0) prefetch_next_group<Rule>(a, i, is_coded ? 1 : 2);
     move<Rule>(h, a, group, i);
     for_slots<Rule>([&](auto k) {
       constexpr bool squares = is_squares<Rule>(k);
@@ -219,34 +216,24 @@ void encode_special(const Group& group, const CodedArrays& a, std::size_t k) {
   *a.scales[k] = from_bits<float>(top << kDropped | (is_finite ? 0 : kSign));
 }
 
+// Both parts are functions of their own, and take copies: as one, or by reference, they take a tenth longer.
 template <class Rule, bool is_coded, class Step>
-void advance_groups(Step h, CodedArrays a, Group* groups, std::ptrdiff_t n, RuleKernels<float>::Rule<Step> rule) {
-  for (std::ptrdiff_t i = 0; i < n; ++i, to_next_group<Rule, is_coded>(a)) {
-    if (is_coded && is_any_special<Rule>(a)) {
-      update_special<Rule>(h, a, groups[i], rule);
-    } else {
-      advance<Rule, is_coded>(h, a, groups[i]);
-      for (std::ptrdiff_t j = 0; groups[i].is_special && j < kCodeGroup; j += kEncoded) move<Rule>(h, a, groups[i], j);
-    }
+[[gnu::noinline]] void advance_group(Step h, CodedArrays a, Group& group, RuleKernels<float>::Rule<Step> rule) {
+  if (is_coded && is_any_special<Rule>(a)) {
+    update_special<Rule>(h, a, group, rule);
+  } else {
+    advance<Rule, is_coded>(h, a, group);
+    for (std::ptrdiff_t i = 0; group.is_special && i < kCodeGroup; i += kEncoded) move<Rule>(h, a, group, i);
   }
 }
 
 template <class Rule, bool is_coded, bool is_stochastic, class Step>
-void finish_groups(Step h, CodedArrays a, const Group* groups, std::ptrdiff_t n) {
-  for (std::ptrdiff_t i = 0; i < n; ++i, to_next_group<Rule, is_coded>(a)) {
-    if (groups[i].is_special) {
-      for_slots<Rule>([&](auto k) { encode_special<!is_squares<Rule>(k), is_stochastic>(groups[i], a, k); });
-    } else {
-      finish<Rule, is_coded, is_stochastic>(h, a, groups[i]);
-    }
+[[gnu::noinline]] void finish_group(Step h, CodedArrays a, const Group& group) {
+  if (group.is_special) {
+    for_slots<Rule>([&](auto k) { encode_special<!is_squares<Rule>(k), is_stochastic>(group, a, k); });
+  } else {
+    finish<Rule, is_coded, is_stochastic>(h, a, group);
   }
-}
-
-template <class Rule, bool is_coded, bool is_stochastic, class Step>
-void update_groups(const Step& h, const CodedArrays& a, std::ptrdiff_t n, RuleKernels<float>::Rule<Step> rule) {
-  Group groups[kBatch];
-  advance_groups<Rule, is_coded>(h, a, groups, n, rule);
-  finish_groups<Rule, is_coded, is_stochastic>(h, a, groups, n);
 }
 
 // The gradient that the rule sees, where it is not g itself.
@@ -274,22 +261,19 @@ inline void fill(const void* x, void* y, std::size_t bytes, std::size_t n) {
 template <class Rule, bool is_coded, bool is_stochastic, class Step>
 void update_all(const Gradient<float>& f, const Step& h, CodedArrays a, std::ptrdiff_t n,
                 RuleKernels<float>::Rule<Step> rule) {
-  const auto run = [&](CodedArrays batch, std::ptrdiff_t groups) {
-    alignas(64) float g[kBatch * kCodeGroup];
+  const auto run = [&](CodedArrays group) {
+    alignas(64) float g[kCodeGroup];
     if (!is_plain(f)) {
-      specialise([&](auto penalty,
-                     auto wide) { prepare<penalty.value, wide.value>(f, batch.g, batch.p, g, groups * kCodeGroup); },
-                 has_penalty(f), is_wide(f));
-      batch.g = g;
+      specialise(
+          [&](auto penalty, auto wide) { prepare<penalty.value, wide.value>(f, group.g, group.p, g, kCodeGroup); },
+          has_penalty(f), is_wide(f));
+      group.g = g;
     }
-    update_groups<Rule, is_coded, is_stochastic>(h, batch, groups, rule);
+    Group state;
+    advance_group<Rule, is_coded>(h, group, state, rule);
+    finish_group<Rule, is_coded, is_stochastic>(h, group, state);
   };
-  while (n >= kCodeGroup) {
-    const std::ptrdiff_t groups = n / kCodeGroup < kBatch ? n / kCodeGroup : kBatch;
-    run(a, groups);
-    for (std::ptrdiff_t i = 0; i < groups; ++i) to_next_group<Rule, is_coded>(a);
-    n -= groups * kCodeGroup;
-  }
+  for (; n >= kCodeGroup; n -= kCodeGroup, to_next_group<Rule, is_coded>(a)) run(a);
   if (n == 0) return;
   constexpr std::size_t bytes = is_coded ? 1 : 2;
   const auto size = static_cast<std::size_t>(n);
@@ -299,7 +283,7 @@ void update_all(const Gradient<float>& f, const Step& h, CodedArrays a, std::ptr
   fill(a.g, g, sizeof(float), size);
   whole.g = g;
   for (std::size_t k = 0; k < Rule::slots; ++k) fill(a.state[k], whole.state[k] = state[k], bytes, size);
-  run(whole, 1);
+  run(whole);
   __builtin_memcpy(a.p, p, size * sizeof(float));
   for (std::size_t k = 0; k < Rule::slots; ++k) __builtin_memcpy(a.state[k], state[k], size * bytes);
 }
