@@ -13,6 +13,7 @@ must have learned: its loss must have fallen.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fnmatch
 import importlib.util
 import json
@@ -207,7 +208,8 @@ def measure(names: list[str], rounds: int) -> dict[str, list[tuple[float, float]
     try:
         for turn in range(rounds + 1):  # the first warms up
             for name, process in list(processes.items()):
-                print("epoch", file=process.stdin, flush=True)
+                with contextlib.suppress(BrokenPipeError):  # it died before
+                    print("epoch", file=process.stdin, flush=True)
                 if not (answer := process.stdout.readline()):
                     print(f"{name}: failed", file=sys.stderr)
                     del processes[name], taken[name]
@@ -215,7 +217,8 @@ def measure(names: list[str], rounds: int) -> dict[str, list[tuple[float, float]
                     taken[name].append(tuple(json.loads(answer)))
     finally:
         for process in processes.values():
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
             process.wait()
     return taken
 

@@ -87,6 +87,18 @@ def test_training_gives_the_same_bits(layers: str) -> None:
     assert models[0].params.tobytes() == models[1].params.tobytes()
 
 
+def test_a_gradient_may_lie_in_the_outputs_unless_an_activation_needs_them() -> None:
+    ours, theirs = pair(MODELS["more inputs than units"], 20)
+    x, y = np.random.default_rng(0).normal(size=(8, 20)).astype(np.float32), np.arange(8) % CLASSES
+    for model in (ours, theirs):
+        outputs = model.forward(x, train=True)
+        model.backward(sp.losses.softmax_cross_entropy(outputs, y, out=outputs)[1])
+    assert ours.grads.tobytes() == theirs.grads.tobytes()
+    for model in pair(MODELS["an activation last"], 20):
+        with pytest.raises(ValueError, match="grad: expected memory of its own"):
+            model.backward(model.forward(x, train=True))
+
+
 def test_a_copied_model_has_arrays_of_its_own() -> None:
     model = nn.Sequential(MODELS["more inputs than units"](), 6)
     x = np.ones((2, 6), np.float32)

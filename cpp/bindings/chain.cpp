@@ -56,8 +56,10 @@ class Chain {
     check_dtype(g, "grad", x_->is_double);
     check_c_order(g, "grad");
     check_shape(g, "grad", shape_of(links_.back().y));
-    check_apart(g, "grad", view_of_own(links_.back().y), "out");
-    check_apart(g, "grad", *x_, "x");
+    if (links_.back().f != Activation::identity) {  // else it is not written
+      check_apart(g, "grad", view_of_own(links_.back().y), "out");
+      check_apart(g, "grad", *x_, "x");
+    }
     for (std::size_t i = first_; i < links_.size(); ++i) check_apart(g, "grad", links_[i].dweight, "dweight");
     g_ = g;
     g.is_double ? run_backward<double>() : run_backward<float>();
