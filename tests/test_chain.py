@@ -155,6 +155,45 @@ def test_what_does_not_fit_is_refused_by_name() -> None:
         chain(first=1)
 
 
+def test_a_refused_batch_changes_nothing() -> None:
+    made = chain(weight=np.eye(2, dtype=np.float32), dweight=np.zeros((2, 2), np.float32))
+    y = made.forward(np.ones((4, 2), np.float32))
+    with pytest.raises(ValueError, match=r"^x: "):
+        made.forward(y[:2])
+    made.backward(np.ones((4, 2), np.float32))
+
+
+def test_arrays_that_changed_since_are_refused_or_harmless() -> None:
+    g = np.ones((4, 2), np.float32)
+    for changed in (0, 1):
+        made, x = chain(), np.ones((4, 3), np.float32)
+        array = (x, made.forward(x))[changed]
+        array.resize((2, array.shape[1]), refcheck=False)
+        with pytest.raises(ValueError, match="stay as they are"):
+            made.backward(g)
+        assert made.forward(np.ones((4, 3), np.float32)).shape == (4, 2)
+    dweight, x = np.zeros((3, 2), np.float32), np.ones((4, 3), np.float32)
+    weight = np.ones((3, 2), np.float32)
+    made = chain(weight=weight, dweight=dweight)
+    made.forward(x)
+    x.shape, weight.shape = (12, 1), (1, 6)
+    made.backward(g)
+    assert (dweight == 4).all()
+
+
+@pytest.mark.parametrize("of", ["dweight", "dbias"])
+def test_inputs_and_gradients_that_lie_in_what_is_written_are_refused(of: str) -> None:
+    memory = np.ones(64, np.float32)
+    arrays: dict[str, Any] = {"dweight": memory[:6].reshape(3, 2), "dbias": memory[6:8]}
+    made = chain(0, **{of: arrays[of]})
+    made.forward(memory[:12].reshape(4, 3))
+    with pytest.raises(ValueError, match=rf"^x: .*{of}"):
+        made.backward(np.ones((4, 2), np.float32))
+    made.forward(np.ones((4, 3), np.float32))
+    with pytest.raises(ValueError, match=rf"^grad: .*{of}"):
+        made.backward(memory[:8].reshape(4, 2))
+
+
 def test_threads_that_share_a_model_do_not_crash() -> None:
     model = nn.Sequential([nn.Dense(256), nn.ReLU(), nn.Dense(CLASSES)], 512)
     errors: list[Exception] = []

@@ -11,16 +11,19 @@ struct Link {
   std::optional<View> bias, dbias;
   Activation f;
   double alpha;
+  std::ptrdiff_t inputs, units;  // as they were, for arrays can be given another shape
   py::array all_y, all_dx, y, dx;
-
-  std::ptrdiff_t inputs() const { return weight.array.shape(0); }
-  std::ptrdiff_t units() const { return weight.array.shape(1); }
 };
 
-// The first rows of an array that is made larger where it must be.
-py::array leading(py::array& all, std::ptrdiff_t rows, std::ptrdiff_t columns, const py::dtype& dtype) {
-  if (all.ndim() != 2 || all.shape(0) < rows) all = py::array(dtype, {rows, columns});
-  return all.shape(0) == rows ? all : py::array(dtype, {rows, columns}, all.data(), all);
+bool has_shape(const py::array& array, std::ptrdiff_t rows, std::ptrdiff_t columns) {
+  return array.ndim() == 2 && array.shape(0) == rows && array.shape(1) == columns;
+}
+
+// Makes `part` the first rows of `all`, which is made larger where it must be.
+void fit(py::array& part, py::array& all, std::ptrdiff_t rows, std::ptrdiff_t columns, const py::dtype& dtype) {
+  if (has_shape(part, rows, columns)) return;
+  if (all.ndim() != 2 || all.shape(0) < rows || all.shape(1) != columns) all = py::array(dtype, {rows, columns});
+  part = all.shape(0) == rows ? all : py::array(dtype, {rows, columns}, all.data(), all);
 }
 
 template <class T>
@@ -41,28 +44,38 @@ class Chain {
     check_dtype(x, "x", links_[0].weight.is_double);
     check_c_order(x, "x");
     const std::ptrdiff_t rows = x.array.shape(0);
-    check_shape(x, "x", {rows, links_[0].inputs()});
-    if (!x_ || rows != x_->array.shape(0)) resize(rows, x.array.dtype());
-    for (const Link& link : links_) check_apart(x, "x", view_of_own(link.y), "out");
+    check_shape(x, "x", {rows, links_[0].inputs});
+    for (const Link& link : links_) check_apart(x, "x", view_of_own(link.all_y), "out");
+    x_.reset();  // there may be no memory for the rest
+    for (std::size_t i = 0; i < links_.size(); ++i) {
+      Link& link = links_[i];
+      fit(link.y, link.all_y, rows, link.units, x.array.dtype());
+      if (i > first_) fit(link.dx, link.all_dx, rows, link.inputs, x.array.dtype());
+    }
     x_ = x;
+    rows_ = rows;
+    const py::array y = links_.back().y;  // other threads may call here too
     x.is_double ? run_forward<double>() : run_forward<float>();
-    return links_.back().y;
+    return y;
   }
 
-  // Fills the gradients, given that of the last outputs, which is overwritten.
+  // Fills the gradients, given that of the last outputs, which an activation at the end writes over.
   void backward(const py::object& gradient) {
     const View g = matrix(gradient, "grad", Use::write);
-    if (!x_) throw py::value_error("grad: expected forward to be called before");
+    const Link& end = links_.back();
+    if (!x_ || !x_->still_holds() || !has_shape(end.y, rows_, end.units)) {
+      throw py::value_error("grad: expected forward to be called before, and its arrays to stay as they are");
+    }
     check_dtype(g, "grad", x_->is_double);
     check_c_order(g, "grad");
-    check_shape(g, "grad", shape_of(links_.back().y));
-    if (links_.back().f != Activation::identity) {  // else it is not written
-      check_apart(g, "grad", view_of_own(links_.back().y), "out");
+    check_shape(g, "grad", {rows_, end.units});
+    if (end.f != Activation::identity) {  // else it is not written
+      check_apart(g, "grad", view_of_own(end.y), "out");
       check_apart(g, "grad", *x_, "x");
     }
-    for (std::size_t i = first_; i < links_.size(); ++i) check_apart(g, "grad", links_[i].dweight, "dweight");
-    g_ = g;
-    g.is_double ? run_backward<double>() : run_backward<float>();
+    check_apart_from_gradients(*x_, "x");
+    check_apart_from_gradients(g, "grad");
+    g.is_double ? run_backward<double>(g) : run_backward<float>(g);
   }
 
  private:
@@ -75,35 +88,35 @@ class Chain {
               {},
               activation(layer[2].cast<std::string>()),
               layer[3].cast<double>(),
+              weight.array.shape(0),
+              weight.array.shape(1),
               {},
               {},
               {},
               {}};
     if (!layer[1].is_none()) {
-      link.bias = like(weight, layer[1], "bias", Use::read, {link.units()});
-      link.dbias = like(weight, layer[5], "dbias", Use::write, {link.units()});
+      link.bias = like(weight, layer[1], "bias", Use::read, {link.units});
+      link.dbias = like(weight, layer[5], "dbias", Use::write, {link.units});
     }
     return link;
   }
 
-  void resize(std::ptrdiff_t rows, const py::dtype& dtype) {
-    for (std::size_t i = 0; i < links_.size(); ++i) {
-      Link& link = links_[i];
-      link.y = leading(link.all_y, rows, link.units(), dtype);
-      if (i > first_) link.dx = leading(link.all_dx, rows, link.inputs(), dtype);
+  void check_apart_from_gradients(const View& v, const char* name) const {
+    for (std::size_t i = first_; i < links_.size(); ++i) {
+      check_apart(v, name, links_[i].dweight, "dweight");
+      if (links_[i].dbias) check_apart(v, name, *links_[i].dbias, "dbias");
     }
   }
 
   std::vector<py::array> arrays() const {
     std::vector<py::array> all{x_->array};
-    if (g_) all.push_back(g_->array);
     for (const Link& link : links_) all.insert(all.end(), {link.y, link.dx});
     return all;
   }
 
   std::ptrdiff_t multiplications() const {
     std::ptrdiff_t n = 0;
-    for (const Link& link : links_) n += x_->array.shape(0) * link.weight.size;
+    for (const Link& link : links_) n += rows_ * link.weight.size;
     return n;
   }
 
@@ -112,29 +125,26 @@ class Chain {
   Product<T> outputs(std::size_t i) const {
     const Link& l = links_[i];
     const T* const x = i == 0 ? x_->as<const T>() : data_of<const T>(links_[i - 1].y);
-    return {x,         l.inputs(),      1,         l.weight.as<const T>(), l.units(),
-            1,         data_of<T>(l.y), l.units(), x_->array.shape(0),     l.units(),
-            l.inputs()};
+    return {x, l.inputs, 1, l.weight.as<const T>(), l.units, 1, data_of<T>(l.y), l.units, rows_, l.units, l.inputs};
   }
 
   template <class T>
-  const T* gradient(std::size_t i) const {
-    return i + 1 == links_.size() ? g_->as<const T>() : data_of<const T>(links_[i + 1].dx);
+  const T* gradient(std::size_t i, const View& g) const {
+    return i + 1 == links_.size() ? g.as<const T>() : data_of<const T>(links_[i + 1].dx);
   }
 
   template <class T>
-  Product<T> weight_gradient(std::size_t i) const {
+  Product<T> weight_gradient(std::size_t i, const View& g) const {
     const Link& l = links_[i];
-    return {outputs<T>(i).a,   1,         l.inputs(), gradient<T>(i), l.units(),         1,
-            l.dweight.as<T>(), l.units(), l.inputs(), l.units(),      x_->array.shape(0)};
+    return {outputs<T>(i).a,   1,       l.inputs, gradient<T>(i, g), l.units, 1,
+            l.dweight.as<T>(), l.units, l.inputs, l.units,           rows_};
   }
 
   template <class T>
-  Product<T> input_gradient(std::size_t i) const {
+  Product<T> input_gradient(std::size_t i, const View& g) const {
     const Link& l = links_[i];
-    return {gradient<T>(i), l.units(),        1,          l.weight.as<const T>(), 1,
-            l.units(),      data_of<T>(l.dx), l.inputs(), x_->array.shape(0),     l.inputs(),
-            l.units()};
+    return {gradient<T>(i, g), l.units, 1, l.weight.as<const T>(), 1, l.units, data_of<T>(l.dx), l.inputs, rows_,
+            l.inputs,          l.units};
   }
 
   template <class T>
@@ -149,21 +159,23 @@ class Chain {
   }
 
   template <class T>
-  void run_backward() {
+  void run_backward(const View& grad) {
     std::vector<Product<T>> weights, inputs;
     for (std::size_t i = 0; i < links_.size(); ++i) {
-      weights.push_back(weight_gradient<T>(i));
-      inputs.push_back(input_gradient<T>(i));  // of which those after `first_` count
+      weights.push_back(weight_gradient<T>(i, grad));
+      inputs.push_back(input_gradient<T>(i, grad));  // of which those after `first_` count
     }
     const auto mask = layers<T>().mask;
-    const std::ptrdiff_t rows = x_->array.shape(0);
+    const std::ptrdiff_t rows = rows_;
     const Link& end = links_.back();
-    T* const g = g_->as<T>();
+    T* const g = grad.as<T>();
     const T* const y = data_of<const T>(end.y);
-    const Released released(multiplications(), arrays());
+    std::vector<py::array> used = arrays();
+    used.push_back(grad.array);
+    const Released released(multiplications(), used);
     if (end.f != Activation::identity) {
       parallel::for_ranges(
-          rows * end.units(), 3 * sizeof(T),
+          rows * end.units, 3 * sizeof(T),
           [&](std::ptrdiff_t begin, std::ptrdiff_t stop) noexcept {
             mask(end.f, g + begin, y + begin, static_cast<T>(end.alpha), stop - begin);
           },
@@ -171,7 +183,7 @@ class Chain {
     }
     for (std::size_t i = links_.size(); i-- > first_;) {
       multiply(weights[i]);
-      if (links_[i].dbias) add_rows(weights[i].b, rows, links_[i].units(), links_[i].dbias->as<T>());
+      if (links_[i].dbias) add_rows(weights[i].b, rows, links_[i].units, links_[i].dbias->as<T>());
       if (i == first_) break;
       // The gradient of the input, and at once that of what the activation before took.
       const Link& before = links_[i - 1];
@@ -188,7 +200,8 @@ class Chain {
 
   std::vector<Link> links_;
   std::size_t first_;
-  std::optional<View> x_, g_;  // the last batch, and the gradient of its outputs
+  std::optional<View> x_;  // the last batch
+  std::ptrdiff_t rows_ = 0;
 };
 
 }  // namespace

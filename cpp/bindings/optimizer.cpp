@@ -52,7 +52,11 @@ bool have_same_shape(const Py_intptr_t* a, const Py_intptr_t* b, int n) {
   return true;
 }
 
-bool is_plain_sequence(const py::object& x) { return PyList_CheckExact(x.ptr()) || PyTuple_CheckExact(x.ptr()); }
+// Python's own are known at a glance.
+bool is_sequence(const py::object& x) {
+  return PyList_CheckExact(x.ptr()) || PyTuple_CheckExact(x.ptr()) ||
+         (!py::isinstance<py::array>(x) && py::isinstance<py::sequence>(x));
+}
 
 // Whether g is, at first sight, a gradient for the tensor: a plain array of its dtype, shape and memory order.
 bool fits(const py::object& g, const Tensor& tensor) {
@@ -389,8 +393,7 @@ void Optimizer::collect_group(std::size_t index, const py::object& gradients) {
     }
     return;
   }
-  if (!is_plain_sequence(gradients) &&
-      (py::isinstance<py::array>(gradients) || !py::isinstance<py::sequence>(gradients))) {
+  if (!is_sequence(gradients)) {
     throw py::type_error(name() + ": expected a sequence of " + std::to_string(group.keys.size()) + " gradients, got " +
                          type_name(gradients));
   }
@@ -414,7 +417,7 @@ void Optimizer::collect(const py::object& gradients) {
     return "grads: expected a sequence of " + std::to_string(groups_.size()) +
            (groups_.size() == 1 ? " entry" : " entries") + ", one for each param group, got ";
   };
-  if (py::isinstance<py::array>(gradients) || !py::isinstance<py::sequence>(gradients)) {
+  if (!is_sequence(gradients)) {
     throw py::type_error(expected() + type_name(gradients));
   }
   if (py::len(gradients) != groups_.size()) throw py::value_error(expected() + std::to_string(py::len(gradients)));

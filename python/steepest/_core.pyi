@@ -149,7 +149,7 @@ class Chain:
         """The outputs, in an array that the next call reuses."""
 
     def backward(self, grad: NDArray[Any]) -> None:
-        """Fills the gradients, given that of the last outputs, which it overwrites."""
+        """Fills the gradients, given that of the last outputs, which an activation at the end writes over."""
 
 _Pair = tuple[int, int]
 

@@ -102,8 +102,9 @@ class Dense(Affine):
         self.x = x
         weight, z = self.params["weight"], self.buffer("z", (len(x), self.units))
         self._is_small = x.size * self.units <= SMALL_WORK
-        if self._is_small and self.compiled is not None:
-            _core.dense(x, weight, self.params.get("bias"), *self.compiled, z)
+        compiled = self.compiled
+        if self._is_small and compiled is not None:
+            _core.dense(x, weight, self.params.get("bias"), *compiled, z)
             return z
         self._multiply(x, weight, z)
         self.finish(z)

@@ -140,28 +140,19 @@ class Sequential:
 
     def _make_chain(self, first: int) -> _core.Chain | None:
         """All layers compiled into one, if they are dense ones with their activations; from `first` on they train."""
-        links = []
+        links, frozen = [], 0
         for index, layer in enumerate(self.layers):
             if isinstance(layer, Activation) and layer.fused:
                 continue
             if type(layer) is not layers.Dense or layer.compiled is None:
                 return None
-            params, grads = layer.params, layer.grads
-            links.append(
-                (
-                    params["weight"],
-                    params.get("bias"),
-                    *layer.compiled,
-                    grads["weight"],
-                    grads.get("bias"),
-                    index >= first,
-                )
-            )
-        trained = [link[-1] for link in links]
-        if not any(trained):
+            weight, dweight = layer.params["weight"], layer.grads["weight"]
+            links.append((weight, layer.params.get("bias"), *layer.compiled, dweight, layer.grads.get("bias")))
+            frozen += index < first
+        if frozen == len(links):
             return None
-        self._chain_rows = layers.SMALL_WORK // max(link[0].size for link in links)
-        return _core.Chain([link[:-1] for link in links], trained.index(True))
+        self._chain_rows = layers.SMALL_WORK // max(weight.size for weight, *_ in links)
+        return _core.Chain(links, frozen)
 
     def _segments(self, flat: Array) -> tuple[Array, Array]:
         weights, biases = self._frozen_sizes
