@@ -86,12 +86,12 @@ const QuantizedKernels& fitting(const QuantizedKernels& quantized) { return quan
 
 #endif
 
-#define STEEPEST_ENTRY(isa)                                                                                            \
-  {#isa,                                                                                                               \
-   has_##isa,                                                                                                          \
-   {rules_f32_##isa, rules_f64_##isa, losses_f32_##isa, losses_f64_##isa, layers_f32_##isa, layers_f64_##isa,          \
-    quantized_f32_##isa, coded_f32_##isa, codecs_f32_##isa, products_f32_##isa, products_f64_##isa, streams_f32_##isa, \
-    streams_f64_##isa}},
+#define STEEPEST_ENTRY(isa)                                                                                   \
+  {#isa,                                                                                                      \
+   has_##isa,                                                                                                 \
+   {rules_f32_##isa, rules_f64_##isa, losses_f32_##isa, losses_f64_##isa, layers_f32_##isa, layers_f64_##isa, \
+    fitting(quantized_f32_##isa), coded_f32_##isa, codecs_f32_##isa, products_f32_##isa, products_f64_##isa,  \
+    streams_f32_##isa, streams_f64_##isa}},
 const auto& all_isas() {
   static const Isa all[] = {STEEPEST_FOR_EACH_ISA(STEEPEST_ENTRY)};  // without a destructor: used while others exit
   return all;

@@ -59,34 +59,36 @@ def test_what_is_split_is_joined_to_the_same_float32() -> None:
     assert reference.join(np.zeros(1, np.uint16), np.full(1, -1, np.int16)) == 0
 
 
+def in_8_bits(x: Array, signed: bool, random: Array | None = None) -> Array:
+    return reference.from_8bit(*reference.to_8bit(x, signed, random))
+
+
 @pytest.mark.parametrize("signed", [False, True])
 def test_codes_of_8_bits(signed: bool) -> None:
     rng = np.random.default_rng(0)
     exponents = (-15, 0) if signed else (-30, 0)
     x = (2.0 ** rng.uniform(*exponents, 10_000) * 10.0 ** rng.integers(-25, 25)).astype(np.float32)
     x *= rng.choice([-1, 1], x.size) if signed else 1
-    codes, scales = reference.to_8bit(x, signed)
-    y = reference.from_8bit(codes, scales, signed)
+    codes, scales, bits = reference.to_8bit(x, signed)
+    y = reference.from_8bit(codes, scales, bits)
     assert codes.dtype == np.uint8 and scales.size == -(-x.size // GROUP)
-    assert np.abs(y / x - 1).max() <= 1 / 16
+    assert (bits is not None) == signed and (bits is None or (bits.dtype == np.uint8 and bits.size == 1250))
+    assert np.abs(y / x - 1).max() <= 1 / (32 if signed else 16)
     for again in (None, reference.random_bits(x.size, 0, 1, 20)):
-        assert np.array_equal(reference.from_8bit(*reference.to_8bit(y, signed, again), signed), y)
-    total = sum(
-        reference.from_8bit(*reference.to_8bit(x, signed, random), signed).astype(float)
-        for random in (reference.random_bits(x.size, 0, t, 20) for t in range(1000))
-    )
+        assert np.array_equal(in_8_bits(y, signed, again), y)
+    total = sum(in_8_bits(x, signed, reference.random_bits(x.size, 0, t, 20)).astype(float) for t in range(1000))
     assert np.abs(total / 1000 / x - 1).max() < 0.02  # stochastic rounding has no bias
     assert np.abs((total / 1000 / x - 1).mean()) < 1e-4
 
 
 def test_the_8_bit_codes_of_what_is_special() -> None:
     x = np.array([0, 1e-30, 1, 2, np.inf, np.nan], np.float32)
-    y = reference.from_8bit(*reference.to_8bit(x, False), False)
+    y = in_8_bits(x, signed=False)
     assert y[0] == 0 and 0 < y[1] < 1e-9 and y[2] == 1 and y[3] == 2 and y[4] == np.inf and np.isnan(y[5])
-    y = reference.from_8bit(*reference.to_8bit(-x, True), True)
+    y = in_8_bits(-x, signed=True)
     assert y[1] == 0 and y[2] == -1 and y[3] == -2 and y[4] == -np.inf and np.isnan(y[5])
     largest = np.array([np.finfo(np.float32).max, 1e-38], np.float32)
-    y = reference.from_8bit(*reference.to_8bit(largest, False), False)
+    y = in_8_bits(largest, signed=False)
     assert np.isfinite(y[0]) and y[0] > 3e38 and y[1] > 0
 
 
@@ -122,7 +124,7 @@ def test_averages_do_not_stick(state_dtype: Any) -> None:
     def mean(state: dict[str, Any], name: str) -> float:
         if state_dtype == "bfloat16":
             return float(reference.from_bfloat16(state[name]).mean())
-        return float(reference.from_8bit(state[name], state[name + "_scale"], name == "exp_avg").mean())
+        return float(reference.from_8bit(state[name], state[name + "_scale"], state.get(name + "_bits")).mean())
 
     def run(seed: int | None) -> tuple[float, float]:
         optimizer = sp.Adam(np.zeros(n, np.float32), state_dtype=state_dtype, seed=seed)
@@ -142,7 +144,7 @@ def test_averages_do_not_stick(state_dtype: Any) -> None:
 @pytest.mark.parametrize("rule", ["Adam", "NAdam", "RMSprop", "Adagrad"])
 def test_mixed_magnitudes_make_no_large_step(rule: str, state_dtype: Any) -> None:
     """One gradient is 1,000 times its neighbours, then stops: no update is twice what it is with float32 state."""
-    n, lr = 4096, 1e-3
+    n, lr = 65_536, 1e-3
     p, q = np.zeros(n, np.float32), np.zeros(n, np.float32)
     low, full = (getattr(sp, rule)(x, lr=lr, state_dtype=d) for x, d in ((p, state_dtype), (q, "float32")))
     g = np.full(n, 1e-3, np.float32)
@@ -153,9 +155,9 @@ def test_mixed_magnitudes_make_no_large_step(rule: str, state_dtype: Any) -> Non
         low.step(g)
         full.step(g)
         mine, theirs = (np.abs(x - y) for x, y in zip((p, q), before, strict=True))
-        counts = theirs > 1e-2 * lr  # what decays below it does so with the noise of its rounding
+        counts = theirs > 1e-3 * lr  # what decays below it does so with the noise of its rounding
         largest = max(largest, float((mine[counts] / theirs[counts]).max()))
-        assert mine[~counts].max(initial=0) <= 2e-2 * lr
+        assert mine[~counts].max(initial=0) <= 2e-3 * lr
     assert largest < 2
 
 
@@ -253,7 +255,8 @@ def test_any_shape_and_order() -> None:
         assert np.array_equal(a.ravel("K"), b)
         for name, value in state_of(optimizers[0], i).items():
             if isinstance(value, np.ndarray):
-                assert value.shape == (a.shape if "_scale" not in name else (-(-a.size // GROUP),))
+                shared = GROUP if name.endswith("_scale") else 8 if name.endswith("_bits") else 0
+                assert value.shape == ((-(-a.size // shared),) if shared else a.shape)
                 assert np.array_equal(value.ravel("K"), state_of(optimizers[1], i)[name])
 
 
@@ -263,7 +266,7 @@ def test_any_shape_and_order() -> None:
 
 def test_bytes_of_the_state() -> None:
     n = 1 << 20
-    for state_dtype, most in ((None, 8), ("bfloat16", 4), ("8bit", 2.04)):
+    for state_dtype, most in ((None, 8), ("bfloat16", 4), ("8bit", 2.16)):
         state = state_of(sp.Adam(np.zeros(n, np.float32), state_dtype=state_dtype))  # type: ignore[arg-type]
         assert sum(x.nbytes for x in state.values() if isinstance(x, np.ndarray)) / n <= most
     small = state_of(sp.Adam([np.zeros(4095, np.float32)], state_dtype="8bit"))
@@ -369,6 +372,7 @@ def test_refused_options(options: dict[str, Any], error: type[Exception], messag
         ("exp_avg_sq", np.zeros(4999, np.uint8), ValueError, r"state\[0\]\['exp_avg_sq'\]: expected shape \(5000,\)"),
         ("exp_avg_scale", np.zeros(20), TypeError, r"state\[0\]\['exp_avg_scale'\]: expected dtype float32"),
         ("exp_avg_scale", np.zeros(19, np.float32), ValueError, r"'exp_avg_scale'\]: expected shape \(20,\)"),
+        ("exp_avg_bits", np.zeros(624, np.uint8), ValueError, r"'exp_avg_bits'\]: expected shape \(625,\)"),
         ("exp_avg_scale", None, ValueError, r"state\[0\]: expected the keys .*'exp_avg_scale'"),
     ],
 )  # fmt: skip

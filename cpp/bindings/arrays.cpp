@@ -100,6 +100,15 @@ View view_of_own(const py::array& a) {
   return {a, const_cast<void*>(a.data()), a.size(), is_double, a.flags() & (c_order | f_order), false, a.itemsize()};
 }
 
+py::array zeros_at(std::ptrdiff_t n, const py::dtype& dtype, std::uintptr_t place) {
+  constexpr std::uintptr_t line = 64;
+  const std::ptrdiff_t bytes = n * dtype.itemsize();
+  const auto np = py::module_::import("numpy");
+  const py::array raw = np.attr("zeros")(bytes + static_cast<std::ptrdiff_t>(line), "uint8");
+  const auto shift = static_cast<std::ptrdiff_t>((place - reinterpret_cast<std::uintptr_t>(raw.data())) % line);
+  return raw[py::slice(shift, shift + bytes, 1)].attr("view")(dtype);
+}
+
 View view_like(const View& own, py::handle object, const std::string& name, Use use) {
   const auto dtype = own.array.dtype();
   if (dtype.kind() == 'f') {

@@ -56,6 +56,8 @@ struct Flaw {
 View view(py::handle object, const std::string& name, Use use, Also also = Also::nothing);  // or raises the flaw
 
 View view_of_own(const py::array& array);  // one that the library made, of any dtype
+// Zeros, memory that is untouched until it is written, in one dimension; they begin at this place of a cache line.
+py::array zeros_at(std::ptrdiff_t n, const py::dtype& dtype, std::uintptr_t place);
 // The object as an array of the dtype of such a one.
 View view_like(const View& own, py::handle object, const std::string& name, Use use);
 

@@ -78,11 +78,13 @@ class LowPrecisionStep {
   }
 
   CodedArrays coded(float* p, const float* g, std::ptrdiff_t begin) const noexcept {
-    CodedArrays a{p, g, {}, {}, {}, seed_.has_value(), ahead_};
+    CodedArrays a{p, g, {}, {}, {}, {}, seed_.has_value(), ahead_};
     for (std::size_t i = 0; i < tensor_.slots; ++i) {
       const View& state = tensor_.state[i];
       a.state[i] = state.as<char>() + begin * state.itemsize;
-      if (tensor_.storage == Storage::eight_bit) a.scales[i] = tensor_.scales(i) + begin / kCodeGroup;
+      if (tensor_.storage != Storage::eight_bit) continue;
+      a.scales[i] = tensor_.scales(i) + begin / kCodeGroup;
+      if (!tensor_.is_squares[i]) a.last_bits[i] = tensor_.last_bits(i) + begin / 8;
     }
     a.counter = random_counter(seed_.value_or(0), tensor_.progress.step, begin);
     return a;

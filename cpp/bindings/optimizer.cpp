@@ -184,28 +184,33 @@ void Optimizer::count_slots(Tensor& tensor) const {
 }
 
 void Optimizer::add_state(Tensor& tensor) const {
-  const auto np = py::module_::import("numpy");
   const py::object shape = py::cast(shape_of(tensor.p.array));
   const char* order = (tensor.p.layout & c_order) != 0 ? "C" : "F";
-  const auto add = [&](const std::string& key, const py::object& of_shape, const char* dtype) {
+  // State in full begins in a cache line where the parameter does, other state with one.
+  const bool is_full = tensor.storage == Storage::full;
+  const std::uintptr_t place = is_full ? reinterpret_cast<std::uintptr_t>(tensor.p.data) : 0;
+  const auto add = [&](const std::string& key, const py::object& of_shape, std::ptrdiff_t n, const char* dtype) {
     tensor.keys.push_back(key);
-    const py::object zeros = np.attr("zeros")(of_shape, dtype, order);  // untouched memory until the first step
-    tensor.state.push_back(view_of_own(zeros));
+    const py::array zeros = zeros_at(n, py::dtype(dtype), place);
+    tensor.state.push_back(view_of_own(zeros.attr("reshape")(of_shape, py::arg("order") = order)));
   };
   const char* dtype = tensor.storage == Storage::eight_bit  ? "uint8"
                       : tensor.storage == Storage::bfloat16 ? "uint16"
                                                             : dtype_name(tensor.p.is_double);
   count_slots(tensor);
   const auto names = state_names(tensor.group);
-  for (const char* name : names) add(name, shape, dtype);
+  const std::ptrdiff_t n = tensor.p.size, groups = (n + kCodeGroup - 1) / kCodeGroup, bytes = (n + 7) / 8;
+  for (const char* name : names) add(name, shape, n, dtype);
   if (tensor.storage == Storage::eight_bit) {
-    const py::object groups = py::int_((tensor.p.size + kCodeGroup - 1) / kCodeGroup);
-    for (const char* name : names) add(std::string(name) + "_scale", groups, "float32");
+    for (const char* name : names) add(std::string(name) + "_scale", py::int_(groups), groups, "float32");
+    for (const char* name : names) {
+      if (!holds_squares(name)) add(std::string(name) + "_bits", py::int_(bytes), bytes, "uint8");
+    }
   }
   if (const double initial = initial_state(tensor.group); initial != 0) fill(tensor, initial);
   if (!tensor.p.is_bfloat16) return;
   // Zeros, too: to the bit the parameters, as they have no correction yet, or are taken over by the first step.
-  add(precision_.has_whole_masters ? "master_weights" : "weight_correction", shape,
+  add(precision_.has_whole_masters ? "master_weights" : "weight_correction", shape, n,
       precision_.has_whole_masters ? "float32" : "int16");
 }
 

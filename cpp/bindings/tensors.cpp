@@ -228,7 +228,7 @@ Tensors::Scalar Tensors::watch_scalar(const py::object& tensor, Watched& w) cons
   return {tensor, t.data, t.dtype == torch_c::kFloat64};
 }
 
-// The rule's arrays, then the scales of their codes if they are in 8 bits.
+// The rule's arrays, then the scales and last bits of their codes if they are in 8 bits.
 void Tensors::watch_state(const py::list& arrays, Watched& w, Tensor& tensor) const {
   optimizer_.count_slots(tensor);
   std::vector<torch_c::Tensor> looks;
@@ -240,20 +240,24 @@ void Tensors::watch_state(const py::list& arrays, Watched& w, Tensor& tensor) co
   }
   const std::ptrdiff_t itemsize = looks.empty() ? tensor.p.itemsize : tensor.state[0].itemsize;
   tensor.storage = itemsize == 1 ? Storage::eight_bit : itemsize == 2 ? Storage::bfloat16 : Storage::full;
-  const std::size_t groups = tensor.storage == Storage::eight_bit ? 2 : 1;
-  if (looks.size() != groups * tensor.slots) throw py::value_error(tensor.name + ": lacks state");
+  const bool is_coded = tensor.storage == Storage::eight_bit;
+  if (looks.size() != (is_coded ? tensor.bits_at(tensor.slots) : tensor.slots)) {
+    throw py::value_error(tensor.name + ": lacks state");
+  }
   const torch_c::Seen& target = w.seen[0].second;
+  const std::int32_t own = is_coded                              ? torch_c::kUint8
+                           : tensor.storage == Storage::bfloat16 ? torch_c::kBfloat16
+                                                                 : target.dtype();
   for (std::size_t i = 0; i < looks.size(); ++i) {
-    torch_c::Tensor& t = looks[i];
-    const bool is_scale = i >= tensor.slots;
-    const std::int32_t expected = is_scale                              ? torch_c::kFloat32
-                                  : tensor.storage == Storage::full     ? target.dtype()
-                                  : tensor.storage == Storage::bfloat16 ? torch_c::kBfloat16
-                                                                        : torch_c::kUint8;
-    const std::ptrdiff_t scales = (tensor.p.size + kCodeGroup - 1) / kCodeGroup;
-    if (t.dtype != expected || !(is_scale ? t.dim == 1 && t.size() == scales : target.lies_alike(t))) {
-      throw py::value_error(tensor.name + ": expected state of the parameter's dtype, shape and memory order");
-    }
+    const torch_c::Tensor& t = looks[i];
+    const std::ptrdiff_t n = tensor.p.size;
+    const auto is_flat = [&](std::int32_t dtype, std::ptrdiff_t size) {
+      return t.dtype == dtype && t.dim == 1 && t.size() == size;
+    };
+    const bool fits = i < tensor.slots       ? t.dtype == own && target.lies_alike(t)
+                      : i < 2 * tensor.slots ? is_flat(torch_c::kFloat32, (n + kCodeGroup - 1) / kCodeGroup)
+                                             : is_flat(torch_c::kUint8, (n + 7) / 8);
+    if (!fits) throw py::value_error(tensor.name + ": expected state of the parameter's dtype, shape and memory order");
   }
 }
 

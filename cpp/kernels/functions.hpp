@@ -59,8 +59,8 @@ inline V above(V a, V b) {
   return a > b ? a : b;
 }
 #if defined(__AVX512F__)
-inline Vector<float> above(Vector<float> a, Vector<float> b) { return _mm512_max_ps(a, b); }
-inline Vector<double> above(Vector<double> a, Vector<double> b) { return _mm512_max_pd(a, b); }
+inline Vector<float> above(Vector<float> a, Vector<float> b) { return _mm512_maskz_max_ps(0xffff, a, b); }
+inline Vector<double> above(Vector<double> a, Vector<double> b) { return _mm512_maskz_max_pd(0xff, a, b); }
 #elif defined(__AVX2__)
 inline Vector<float> above(Vector<float> a, Vector<float> b) { return _mm256_max_ps(a, b); }
 inline Vector<double> above(Vector<double> a, Vector<double> b) { return _mm256_max_pd(a, b); }

@@ -160,9 +160,10 @@ struct CodedArrays {
   float* p;
   const float* g;
   void* state[3];
-  float* scales[3];       // of groups, the first of which begins here
-  std::uint32_t counter;  // of the first hash
-  bool is_stochastic;     // else numbers are rounded to nearest
+  float* scales[3];            // of groups, the first of which begins here
+  std::uint8_t* last_bits[3];  // of codes with a sign
+  std::uint32_t counter;       // of the first hash
+  bool is_stochastic;          // else numbers are rounded to nearest
   std::ptrdiff_t ahead;
 };
 

@@ -5,7 +5,7 @@
 namespace steepest {
 namespace {
 
-constexpr std::ptrdiff_t kChunk = 64;  // elements between requests for what lies ahead
+constexpr std::ptrdiff_t kAhead = 256;  // elements that memory is asked for ahead
 
 template <class Rule>
 constexpr bool is_squares(std::size_t slot) {
@@ -32,167 +32,202 @@ inline std::uint32_t largest_of(Words x) {
   return y;
 }
 
-// What the state of a group of elements has become, in float32, and for codes their bases, if they are not special.
-struct Group {
-  alignas(64) float state[3][kCodeGroup];
-  std::uint32_t base[3];
-  bool is_special;
-};
-
-// Asks for a chunk of the next group: while one is finished, memory has little else to do.
-template <class Rule>
-inline void prefetch_next_group(const CodedArrays& a, std::ptrdiff_t i, std::ptrdiff_t bytes) {
-  constexpr std::ptrdiff_t ahead = kCodeGroup, whole = sizeof(float);
-  for (std::ptrdiff_t k = 0; k < kChunk; k += 16) {
-    prefetch(a.g + i + k, ahead * whole);
-    prefetch(a.p + i + k, ahead * whole);
-  }
-  for (std::size_t k = 0; k < Rule::slots; ++k) {
-    for (std::ptrdiff_t at = 0; at < kChunk * bytes; at += 64) {
-      prefetch(static_cast<const char*>(a.state[k]) + i * bytes + at, ahead * bytes);
-    }
-  }
-}
-
-template <class Rule, bool is_coded>
-inline void to_next_group(CodedArrays& a) {
-  a.p += kCodeGroup;
-  a.g += kCodeGroup;
-  for (std::size_t k = 0; k < Rule::slots; ++k) {
-    a.state[k] = static_cast<char*>(a.state[k]) + kCodeGroup * (is_coded ? 1 : 2);
-    if (is_coded) ++a.scales[k];
-  }
-  a.counter += kCodeGroup / 2;
-}
-
 template <class Rule>
 constexpr bool is_in_two_parts = std::is_base_of_v<InTwoParts<Rule>, Rule>;
 
-// Decodes the state and applies the rule to it, or of a rule in two parts the first.
-template <class Rule, bool is_coded, class Step>
-inline void advance(const Step& h, const CodedArrays& a, Group& group) {
-  std::uint32_t base[Rule::slots + 1];
-  Words largest[Rule::slots + 1] = {};
-  if constexpr (is_coded) {
-    for_slots<Rule>([&](auto k) { base[k] = base_of(*a.scales[k], highest_code<!is_squares<Rule>(k)>); });
+// A group of elements whose rule is under way: where it begins, its gradients as the rule sees them, what has become of
+// its state, in float32, and of codes the new bases, if the group is not special: one with infinities or NaN.
+struct Group {
+  std::ptrdiff_t begin;
+  const float* g;
+  std::uint32_t base[3];
+  bool is_special;
+  alignas(64) float state[3][kCodeGroup], prepared[kCodeGroup];
+};
+
+// What of it a loop needs, in copies: what is behind a pointer is read again after every store of a byte.
+template <class Rule>
+struct Part {
+  std::ptrdiff_t begin;
+  const float* g;
+  float* state[Rule::slots + 1];
+  Halves base[Rule::slots + 1];
+
+  explicit Part(Group& group) : begin(group.begin), g(group.g) {
+    for (std::size_t k = 0; k < Rule::slots; ++k) state[k] = group.state[k];
   }
-  for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kChunk) {
-#pragma GCC unroll 2
-    for (std::ptrdiff_t j = i; j < i + kChunk; j += 2 * kLanes) {
-      Vector<float> decoded[Rule::slots + 1][2];
-      for_slots<Rule>([&](auto k) {
-        if constexpr (is_coded) {
-          decode<!is_squares<Rule>(k)>(static_cast<const std::uint8_t*>(a.state[k]) + j, base[k], decoded[k]);
-        } else {
-          for (int r = 0; r < 2; ++r) {
-            decoded[k][r] = widened(static_cast<const std::uint16_t*>(a.state[k]) + j + r * kLanes);
-          }
-        }
-      });
-#pragma GCC unroll 2
-      for (int r = 0; r < 2; ++r) {
-        const std::ptrdiff_t at = j + r * kLanes;
-        const Vector<float> g = load_register(a.g + at);
-        Vector<float> state[Rule::slots + 1];
-        for_slots<Rule>([&](auto k) { state[k] = decoded[k][r]; });
-        if constexpr (is_in_two_parts<Rule>) {
-          Rule::advance(h, g, state);
-        } else {
-          Vector<float> p = load_register(a.p + at);
-          Rule::update(h, g, p, state);
-          store_register(a.p + at, p);
-        }
-        for_slots<Rule>([&](auto k) {
-          store_register(group.state[k] + at, state[k]);
-          if constexpr (is_coded) {
-            // Of squares only a NaN has a sign.
-            const Words size = is_squares<Rule>(k) ? bits(state[k]) : bits_of_magnitude(bits(state[k]));
-            largest[k] = size > largest[k] ? size : largest[k];
-          }
-        });
-      }
+};
+
+inline std::uint8_t* codes(const CodedArrays& a, std::size_t k) { return static_cast<std::uint8_t*>(a.state[k]); }
+inline std::uint16_t* halves(const CodedArrays& a, std::size_t k) { return static_cast<std::uint16_t*>(a.state[k]); }
+
+// Those of element i on, a whole byte, of codes that have them.
+template <class Rule>
+inline std::uint8_t* last_bits(const CodedArrays& a, std::size_t k, std::ptrdiff_t i) {
+  return is_squares<Rule>(k) ? nullptr : a.last_bits[k] + i / 8;
+}
+
+// Asks for kEncoded elements that lie ahead.
+template <class Rule, bool is_coded>
+inline void prefetch_from(const CodedArrays& a, std::ptrdiff_t i) {
+  constexpr std::ptrdiff_t in_line = 64 / sizeof(float);
+  for (std::ptrdiff_t k = 0; k < kEncoded; k += in_line) {
+    prefetch(a.g + i + k, kAhead * sizeof(float));
+    prefetch(a.p + i + k, kAhead * sizeof(float));
+  }
+  constexpr std::ptrdiff_t bytes = is_coded ? 1 : 2;
+  if (i * bytes % 64 != 0) return;
+  for (std::size_t k = 0; k < Rule::slots; ++k) {
+    for (std::ptrdiff_t at = 0; at < kEncoded * bytes; at += 64) {
+      prefetch(static_cast<const char*>(a.state[k]) + i * bytes + at, kAhead * bytes);
     }
-  }
-  group.is_special = false;
-  if constexpr (is_coded) {
-    for_slots<Rule>([&](auto k) {
-      constexpr bool is_signed = !is_squares<Rule>(k);
-      const std::uint32_t top = top_of<is_signed>(largest_of(largest[k]));
-      group.is_special |= top >= kInfiniteUpper;
-      *a.scales[k] = from_bits<float>(top << kDropped);
-      group.base[k] = top - highest_code<is_signed>;
-    });
   }
 }
 
-// The second part of a rule that has one, for some registers.
-template <class Rule, class Step>
-inline void move(const Step& h, const CodedArrays& a, const Group& group, std::ptrdiff_t i) {
-  if constexpr (is_in_two_parts<Rule>) {
-#pragma GCC unroll 8
-    for (std::ptrdiff_t j = i; j < i + kEncoded; j += kLanes) {
-      Vector<float> p = load_register(a.p + j), state[Rule::slots];
-      for_slots<Rule>([&](auto k) { state[k] = load_register(group.state[k] + j); });
-      Rule::move(h, load_register(a.g + j), p, state);
-      store_register(a.p + j, p);
+// Decodes the state of kEncoded elements, i from their group's begin on, and applies the rule to it, or of a rule in
+// two parts the first.
+template <class Rule, bool is_coded, class Step>
+inline void advance(const Step& h, const CodedArrays& a, const Part<Rule>& group, std::ptrdiff_t i,
+                    Words (&largest)[Rule::slots + 1]) {
+#pragma GCC unroll 4
+  for (std::ptrdiff_t j = i; j < i + kEncoded; j += 2 * kLanes) {
+    const std::ptrdiff_t from = group.begin + j;
+    Vector<float> decoded[Rule::slots + 1][2];
+    for_slots<Rule>([&](auto k) {
+      if constexpr (is_coded) {
+        decode<!is_squares<Rule>(k)>(codes(a, k) + from, last_bits<Rule>(a, k, from), group.base[k], decoded[k]);
+      } else {
+        widen(halves(a, k) + from, decoded[k]);
+      }
+    });
+#pragma GCC unroll 2
+    for (int r = 0; r < 2; ++r) {
+      const std::ptrdiff_t at = j + r * kLanes;
+      const Vector<float> g = load_register(group.g + at);
+      Vector<float> state[Rule::slots + 1];
+      for_slots<Rule>([&](auto k) { state[k] = decoded[k][r]; });
+      if constexpr (is_in_two_parts<Rule>) {
+        Rule::advance(h, g, state);
+      } else {
+        Vector<float> p = load_register(a.p + group.begin + at);
+        Rule::update(h, g, p, state);
+        store_register(a.p + group.begin + at, p);
+      }
+      for_slots<Rule>([&](auto k) {
+        store_register(group.state[k] + at, state[k]);
+        if constexpr (is_coded) {
+          // Of squares only a NaN has a sign.
+          const Words size = is_squares<Rule>(k) ? bits(state[k]) : bits_of_magnitude(bits(state[k]));
+          largest[k] = size > largest[k] ? size : largest[k];
+        }
+      });
     }
   }
 }
+
+// The second part of a rule that has one.
+template <class Rule, class Step>
+inline void move(const Step& h, const CodedArrays& a, const Part<Rule>& group, std::ptrdiff_t i) {
+  if constexpr (is_in_two_parts<Rule>) {
+#pragma GCC unroll 8
+    for (std::ptrdiff_t j = i; j < i + kEncoded; j += kLanes) {
+      Vector<float> p = load_register(a.p + group.begin + j), state[Rule::slots];
+      for_slots<Rule>([&](auto k) { state[k] = load_register(group.state[k] + j); });
+      Rule::move(h, load_register(group.g + j), p, state);
+      store_register(a.p + group.begin + j, p);
+    }
+  }
+}
+
+template <bool is_coded>
+constexpr int kRandomBitsOf = is_coded ? kRandomBits : 16;
 
 // The rest of the rule, and the new state's codes or bfloat16: averages of squares are rounded at random, of bfloat16
 // the others to nearest.
 template <class Rule, bool is_coded, bool is_stochastic, class Step>
-inline void finish(const Step& h, const CodedArrays& a, const Group& group) {
-  Random<is_coded ? kDropped : 16> random(a.counter);
-  for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kEncoded) {
-    Words chance[kRegisters] = {};
-    if constexpr (is_stochastic && (is_coded || Rule::squares != 0)) random.next(chance);
-    if (a.ahead != 0 && i % kChunk == 0) prefetch_next_group<Rule>(a, i, is_coded ? 1 : 2);
-    move<Rule>(h, a, group, i);
-    for_slots<Rule>([&](auto k) {
-      constexpr bool squares = is_squares<Rule>(k);
-      const float* x = group.state[k] + i;
-      if constexpr (is_coded) {
-        auto* codes = static_cast<std::uint8_t*>(a.state[k]) + i;
+inline void finish(const Step& h, const CodedArrays& a, const Part<Rule>& group, std::ptrdiff_t i,
+                   Random<kRandomBitsOf<is_coded>>& random) {
+  move<Rule>(h, a, group, i);
+  Words chance[kRegisters] = {};
+  if constexpr (is_stochastic && (is_coded || Rule::squares != 0)) random.next(chance);
+  const std::ptrdiff_t from = group.begin + i;
+  for_slots<Rule>([&](auto k) {
+    constexpr bool squares = is_squares<Rule>(k);
+    const float* x = group.state[k] + i;
+    if constexpr (is_coded) {
 #pragma GCC unroll 2
-        for (int r = 0; r < kRegisters; r += 4) {
-          encode<!squares, is_stochastic>(x + r * kLanes, codes + r * kLanes, group.base[k], chance + r);
-        }
-      } else {
-        auto* halves = static_cast<std::uint16_t*>(a.state[k]) + i;
-#pragma GCC unroll 4
-        for (int r = 0; r < kRegisters; r += 2) {
-          narrow<squares, is_stochastic && squares>(x + r * kLanes, halves + r * kLanes, chance + r);
-        }
+      for (int r = 0; r < kRegisters; r += 4) {
+        encode<!squares, is_stochastic>(x + r * kLanes, codes(a, k) + from + r * kLanes,
+                                        last_bits<Rule>(a, k, from + r * kLanes), group.base[k], chance + r);
       }
+    } else {
+#pragma GCC unroll 4
+      for (int r = 0; r < kRegisters; r += 2) {
+        narrow<squares, is_stochastic && squares>(x + r * kLanes, halves(a, k) + from + r * kLanes, chance + r);
+      }
+    }
+  });
+}
+
+inline std::uint32_t counter_of(const CodedArrays& a, std::ptrdiff_t begin) {
+  return a.counter + static_cast<std::uint32_t>(begin / 2);
+}
+
+// Finishes one group and advances the next, alternately, either of which may be missing: a core divides and takes roots
+// for one while it decodes the other, and all arrays are read and written evenly.
+template <class Rule, bool is_coded, bool is_stochastic, class Step>
+[[gnu::noinline]] void run(Step h, CodedArrays a, Group* now, Group* next) {
+  Part<Rule> finished(now != nullptr ? *now : *next), advanced(next != nullptr ? *next : *now);
+  if constexpr (is_coded) {
+    for_slots<Rule>([&](auto k) {
+      constexpr bool is_signed = !is_squares<Rule>(k);
+      finished.base[k] = lifted<is_signed>(now != nullptr ? now->base[k] : 0);
+      advanced.base[k] = lifted<is_signed>(base_of<is_signed>(a.scales[k][advanced.begin / kCodeGroup]));
     });
   }
+  Random<kRandomBitsOf<is_coded>> random(counter_of(a, finished.begin));
+  Words largest[Rule::slots + 1] = {};
+  for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kEncoded) {
+    if (now != nullptr) finish<Rule, is_coded, is_stochastic>(h, a, finished, i, random);
+    if (next == nullptr) continue;
+    if (a.ahead != 0) prefetch_from<Rule, is_coded>(a, advanced.begin + i);
+    advance<Rule, is_coded>(h, a, advanced, i, largest);
+  }
+  if (next == nullptr || !is_coded) return;
+  for_slots<Rule>([&](auto k) {
+    constexpr bool is_signed = !is_squares<Rule>(k);
+    const std::uint32_t top = top_of<is_signed>(largest_of(largest[k]));
+    next->is_special |= top >= kInfiniteUpper<is_signed>;
+    a.scales[k][next->begin / kCodeGroup] = from_bits<float>(top << kDropped<is_signed>);
+    next->base[k] = top - kHighest;
+  });
 }
 
 template <class Rule>
-inline bool is_any_special(const CodedArrays& a) {
+inline bool is_any_special(const CodedArrays& a, const Group& group) {
   bool is_special = false;
-  for (std::size_t k = 0; k < Rule::slots; ++k) is_special |= *a.scales[k] < 0;
+  for (std::size_t k = 0; k < Rule::slots; ++k) is_special |= a.scales[k][group.begin / kCodeGroup] < 0;
   return is_special;
 }
 
-// The same of a group with codes of infinity or NaN.
+// The whole rule for a group with codes of infinity or NaN.
 template <class Rule, class Step>
 void update_special(const Step& h, const CodedArrays& a, Group& group, RuleKernels<float>::Rule<Step> rule) {
   for_slots<Rule>([&](auto k) {
     constexpr bool is_signed = !is_squares<Rule>(k);
-    const std::uint32_t base = base_of(*a.scales[k], highest_code<is_signed>);
-    const auto* codes = static_cast<const std::uint8_t*>(a.state[k]);
-    for (std::ptrdiff_t i = 0; i < kCodeGroup; ++i) group.state[k][i] = decoded_special<is_signed>(codes[i], base);
+    const std::uint32_t base = base_of<is_signed>(a.scales[k][group.begin / kCodeGroup]);
+    for (std::ptrdiff_t i = 0; i < kCodeGroup; ++i) {
+      const std::uint32_t code = code_at<is_signed>(codes(a, k), a.last_bits[k], group.begin + i);
+      group.state[k][i] = decoded_special<is_signed>(code, base);
+    }
   });
-  group.is_special = true;
   rule({1, -Float<float>::infinity, Float<float>::infinity, 0, 0}, h,
-       {a.p, a.g, {group.state[0], group.state[1], group.state[2]}, 0}, kCodeGroup);
+       {a.p + group.begin, group.g, {group.state[0], group.state[1], group.state[2]}, 0}, kCodeGroup);
 }
 
-// State k of a group of which some state has infinities or NaN.
+// State k of a special group.
 template <bool is_signed, bool is_random>
-void encode_special(const Group& group, const CodedArrays& a, std::size_t k) {
+void encode_special(const CodedArrays& a, const Group& group, std::size_t k) {
   std::uint32_t largest = 0;  // of the finite numbers
   bool is_finite = true;
   for (const float x : group.state[k]) {
@@ -204,42 +239,28 @@ void encode_special(const Group& group, const CodedArrays& a, std::size_t k) {
     }
   }
   std::uint32_t top = top_of<is_signed>(largest);
-  if (top >= kInfiniteUpper) {  // rounding would make infinity of it
-    top = kInfiniteUpper - 1;
+  if (top >= kInfiniteUpper<is_signed>) {  // rounding would make infinity of it
+    top = kInfiniteUpper<is_signed> - 1;
     is_finite = false;
   }
-  auto* codes = static_cast<std::uint8_t*>(a.state[k]);
   for (std::ptrdiff_t i = 0; i < kCodeGroup; ++i) {
-    const std::uint32_t random = random_bits<kDropped>(a.counter, static_cast<std::uint32_t>(i));
-    codes[i] = encoded_special<is_signed, is_random>(group.state[k][i], top - highest_code<is_signed>, random);
+    const std::uint32_t random = random_bits<kRandomBits>(counter_of(a, group.begin), static_cast<std::uint32_t>(i));
+    const std::uint32_t code = encoded_special<is_signed, is_random>(group.state[k][i], top - kHighest, random);
+    put_code<is_signed>(code, codes(a, k), a.last_bits[k], group.begin + i);
   }
-  *a.scales[k] = from_bits<float>(top << kDropped | (is_finite ? 0 : kSign));
+  a.scales[k][group.begin / kCodeGroup] = from_bits<float>(top << kDropped<is_signed> | (is_finite ? 0 : kSign));
 }
 
-// Both parts are functions of their own, and take copies: as one, or by reference, they take a tenth longer.
-template <class Rule, bool is_coded, class Step>
-[[gnu::noinline]] void advance_group(Step h, CodedArrays a, Group& group, RuleKernels<float>::Rule<Step> rule) {
-  if (is_coded && is_any_special<Rule>(a)) {
-    update_special<Rule>(h, a, group, rule);
-  } else {
-    advance<Rule, is_coded>(h, a, group);
-    for (std::ptrdiff_t i = 0; group.is_special && i < kCodeGroup; i += kEncoded) move<Rule>(h, a, group, i);
-  }
-}
-
-template <class Rule, bool is_coded, bool is_stochastic, class Step>
-[[gnu::noinline]] void finish_group(Step h, CodedArrays a, const Group& group) {
-  if (group.is_special) {
-    for_slots<Rule>([&](auto k) { encode_special<!is_squares<Rule>(k), is_stochastic>(group, a, k); });
-  } else {
-    finish<Rule, is_coded, is_stochastic>(h, a, group);
-  }
+template <class Rule, bool is_stochastic, class Step>
+[[gnu::noinline]] void finish_special(const Step& h, const CodedArrays& a, Group& group, bool has_moved) {
+  for (std::ptrdiff_t i = 0; !has_moved && i < kCodeGroup; i += kEncoded) move<Rule>(h, a, Part<Rule>(group), i);
+  for_slots<Rule>([&](auto k) { encode_special<!is_squares<Rule>(k), is_stochastic>(a, group, k); });
 }
 
 // The gradient that the rule sees, where it is not g itself.
 template <bool penalty, bool wide>
-void prepare(const Gradient<float>& f, const float* g, const float* p, float* y, std::ptrdiff_t n) {
-  for (std::ptrdiff_t i = 0; i < n; i += kLanes) {
+void prepare(const Gradient<float>& f, const float* g, const float* p, float* y) {
+  for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kLanes) {
     store_register(y + i, fused<penalty, wide>(f, g + i, load_register(p + i)));
   }
 }
@@ -247,6 +268,57 @@ void prepare(const Gradient<float>& f, const float* g, const float* p, float* y,
 inline bool is_plain(const Gradient<float>& f) {
   constexpr float infinity = Float<float>::infinity;
   return f.scale == 1 && f.lower == -infinity && f.upper == infinity && !has_penalty(f);
+}
+
+inline void open(const Gradient<float>& f, const CodedArrays& a, std::ptrdiff_t begin, Group& group) {
+  group.begin = begin;
+  group.g = a.g + begin;
+  group.is_special = false;
+  if (is_plain(f)) return;
+  specialise(
+      [&](auto penalty, auto wide) { prepare<penalty.value, wide.value>(f, a.g + begin, a.p + begin, group.prepared); },
+      has_penalty(f), is_wide(f));
+  group.g = group.prepared;
+}
+
+// Whole groups, n elements.
+template <class Rule, bool is_coded, bool is_stochastic, class Step>
+void update_groups(const Gradient<float>& f, const Step& h, const CodedArrays& a, std::ptrdiff_t n,
+                   RuleKernels<float>::Rule<Step> rule) {
+  constexpr auto run_both = run<Rule, is_coded, is_stochastic, Step>;
+  Group groups[2], *now = nullptr;
+  for (std::ptrdiff_t begin = 0; begin < n; begin += kCodeGroup) {
+    Group* const next = &groups[now == groups];
+    open(f, a, begin, *next);
+    if (is_coded && is_any_special<Rule>(a, *next)) {
+      if (now != nullptr) run_both(h, a, now, nullptr);
+      now = nullptr;
+      update_special<Rule>(h, a, *next, rule);
+      finish_special<Rule, is_stochastic>(h, a, *next, true);
+      continue;
+    }
+    run_both(h, a, now, next);
+    now = next;
+    if (!is_coded || !next->is_special) continue;
+    finish_special<Rule, is_stochastic>(h, a, *next, false);
+    now = nullptr;
+  }
+  if (now != nullptr) run_both(h, a, now, nullptr);
+}
+
+// The arrays from the beginning of a group on.
+template <class Rule, bool is_coded>
+CodedArrays from(CodedArrays a, std::ptrdiff_t begin) {
+  a.p += begin;
+  a.g += begin;
+  for (std::size_t k = 0; k < Rule::slots; ++k) {
+    a.state[k] = static_cast<char*>(a.state[k]) + begin * (is_coded ? 1 : 2);
+    if (!is_coded) continue;
+    a.scales[k] += begin / kCodeGroup;
+    if (!is_squares<Rule>(k)) a.last_bits[k] += begin / 8;
+  }
+  a.counter += static_cast<std::uint32_t>(begin / 2);
+  return a;
 }
 
 // n elements of so many bytes, and the first as often as it takes to make a group of them.
@@ -257,35 +329,44 @@ inline void fill(const void* x, void* y, std::size_t bytes, std::size_t n) {
   }
 }
 
-// A whole number of groups, and what is left.
+// The same of single bits.
+inline void fill_bits(const std::uint8_t* x, std::uint8_t* y, std::ptrdiff_t n) {
+  for (std::ptrdiff_t i = 0; i < kCodeGroup; ++i) put_bit(bit_at(x, i < n ? i : 0), y, i);
+}
+
+// n bits, and zeros in what is left of the last byte.
+inline void copy_bits(const std::uint8_t* x, std::uint8_t* y, std::ptrdiff_t n) {
+  for (std::ptrdiff_t i = 0; i < (n + 7) / 8 * 8; ++i) put_bit(i < n && bit_at(x, i), y, i);
+}
+
+// Whole groups, and what is left.
 template <class Rule, bool is_coded, bool is_stochastic, class Step>
-void update_all(const Gradient<float>& f, const Step& h, CodedArrays a, std::ptrdiff_t n,
+void update_all(const Gradient<float>& f, const Step& h, const CodedArrays& arrays, std::ptrdiff_t total,
                 RuleKernels<float>::Rule<Step> rule) {
-  const auto run = [&](CodedArrays group) {
-    alignas(64) float g[kCodeGroup];
-    if (!is_plain(f)) {
-      specialise(
-          [&](auto penalty, auto wide) { prepare<penalty.value, wide.value>(f, group.g, group.p, g, kCodeGroup); },
-          has_penalty(f), is_wide(f));
-      group.g = g;
-    }
-    Group state;
-    advance_group<Rule, is_coded>(h, group, state, rule);
-    finish_group<Rule, is_coded, is_stochastic>(h, group, state);
-  };
-  for (; n >= kCodeGroup; n -= kCodeGroup, to_next_group<Rule, is_coded>(a)) run(a);
+  constexpr auto update = update_groups<Rule, is_coded, is_stochastic, Step>;
+  const std::ptrdiff_t n = total % kCodeGroup, begin = total - n;
+  update(f, h, arrays, begin, rule);
   if (n == 0) return;
   constexpr std::size_t bytes = is_coded ? 1 : 2;
   const auto size = static_cast<std::size_t>(n);
   alignas(64) float p[kCodeGroup], g[kCodeGroup], state[3][kCodeGroup];
+  std::uint8_t last_bits[3][kCodeGroup / 8];
+  const CodedArrays a = from<Rule, is_coded>(arrays, begin);
   CodedArrays whole = a;
+  whole.ahead = 0;
   fill(a.p, whole.p = p, sizeof(float), size);
   fill(a.g, g, sizeof(float), size);
   whole.g = g;
-  for (std::size_t k = 0; k < Rule::slots; ++k) fill(a.state[k], whole.state[k] = state[k], bytes, size);
-  run(whole);
+  for (std::size_t k = 0; k < Rule::slots; ++k) {
+    fill(a.state[k], whole.state[k] = state[k], bytes, size);
+    if (is_coded && !is_squares<Rule>(k)) fill_bits(a.last_bits[k], whole.last_bits[k] = last_bits[k], n);
+  }
+  update(f, h, whole, kCodeGroup, rule);
   __builtin_memcpy(a.p, p, size * sizeof(float));
-  for (std::size_t k = 0; k < Rule::slots; ++k) __builtin_memcpy(a.state[k], state[k], size * bytes);
+  for (std::size_t k = 0; k < Rule::slots; ++k) {
+    __builtin_memcpy(a.state[k], state[k], size * bytes);
+    if (is_coded && !is_squares<Rule>(k)) copy_bits(last_bits[k], a.last_bits[k], n);
+  }
 }
 
 template <class Step>
@@ -300,8 +381,8 @@ void update(const Gradient<float>& f, const Step& h, const CodedArrays& a, std::
 
 std::uint8_t encode_one(float x, float* scale) noexcept {
   const std::uint32_t top = top_of<false>(bits(x));
-  *scale = from_bits<float>(top << kDropped);
-  return encoded_special<false, false>(x, top - highest_code<false>, 0);
+  *scale = from_bits<float>(top << kDropped<false>);
+  return static_cast<std::uint8_t>(encoded_special<false, false>(x, top - kHighest, 0));
 }
 
 }  // namespace

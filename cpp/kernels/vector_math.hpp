@@ -2,10 +2,11 @@
 // comparisons and integer operations only. Internal linkage: each ISA has its own copy.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #if defined(__x86_64__)
-#include <emmintrin.h>
+#include <immintrin.h>
 #endif
 
 #include "kernels.hpp"
@@ -234,6 +235,13 @@ inline V sgn(V x) {
 // A state that decays into subnormals would slow every later step some fifty times.
 template <class V>
 inline V flush(V x) {
+#if defined(__AVX512F__)  // two instructions instead of three: what has no bit of an exponent becomes zero
+  if constexpr (std::is_same_v<V, Vector<float>>) {
+    return _mm512_maskz_mov_ps(_mm512_test_epi32_mask((__m512i)x, _mm512_set1_epi32(0x7f800000)), x);
+  } else if constexpr (std::is_same_v<V, Vector<double>>) {
+    return _mm512_maskz_mov_pd(_mm512_test_epi64_mask((__m512i)x, _mm512_set1_epi64(0x7ff0000000000000)), x);
+  }
+#endif
   return magnitude(x) < Float<Element<V>>::min_normal ? V{} : x;
 }
 

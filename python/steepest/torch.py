@@ -23,8 +23,9 @@ being the 2-norm of all of them together, as `clip_grad_norm_` does but in the s
 `state_dtype="bfloat16"` or `"8bit"` keeps the state of parameters of 4,096 elements or more in fewer bytes, by the
 rules and to the bits of `steepest.optim` (with `seed=0`); None (default) and `"float32"` do not. Not for float64
 parameters, nor for `RMSprop(centered=True)` (ValueError). In bfloat16 the state has PyTorch's names, and checkpoints
-still move there and back. In 8 bits `exp_avg` is `exp_avg_code` (uint8) and `exp_avg_scale` (float32, one for 256
-elements in the order of memory), and so on: `torch.optim` does not find its state there. Here, state that was kept
+still move there and back. In 8 bits `exp_avg` is `exp_avg_code` (uint8), `exp_avg_scale` (float32, one for 256
+elements in the order of memory) and, as it has a sign, `exp_avg_bits` (uint8, one for 8 elements), and so on:
+`torch.optim` does not find its state there. Here, state that was kept
 otherwise, in a checkpoint or before an assignment to `state_dtype`, is converted by the next step that has a gradient
 for it, rounded to nearest. NAdam's `mu_product` stays a tensor of PyTorch's default dtype, where `steepest.optim` has a
 float64 number: NAdam has its bits where `mu_product` is given as a float64 tensor.
@@ -75,7 +76,7 @@ _NARROW = (torch.bfloat16, torch.float16)  # stepped in float32
 _MASTER = "master_param"
 _STATE_DTYPES = (None, "float32", "bfloat16", "8bit")
 _SMALLEST = 4096  # elements whose state is kept in fewer bytes, as in steepest.optim
-_CODE, _SCALE = "_code", "_scale"  # of state in 8 bits: what its names end with
+_CODE, _SCALE, _BITS = "_code", "_scale", "_bits"  # of state in 8 bits: what its names end with
 _GROUP = 256  # codes that share a scale
 
 
@@ -136,7 +137,8 @@ def _laid_out_as(target: Any, x: Any, dtype: Any = None) -> Any:
 
 def _filled_like(target: Any, value: float, dtype: Any) -> Any:
     """State in memory of NumPy's, which asks for huge pages: a step over large arrays takes a tenth less."""
-    flat = torch.from_numpy(np.zeros(target.numel(), f"u{dtype.itemsize}")).view(dtype)
+    place = target.data_ptr() % 64 if dtype == target.dtype else 0
+    flat = torch.from_numpy(_core._zeros(target.numel(), np.dtype(f"u{dtype.itemsize}"), place)).view(dtype)
     return (flat.fill_(value) if value else flat).as_strided(target.shape, target.stride())
 
 
@@ -150,33 +152,42 @@ def _is_signed(name: str) -> bool:
     return not (name == "sum" or "_sq" in name or name == "square_avg")
 
 
-def _coded(name: str, x: Any) -> tuple[Any, Any]:
-    codes, scales = to_8bit(_flat(x), _is_signed(name))
-    return torch.from_numpy(codes).as_strided(x.shape, x.stride()), torch.from_numpy(scales)
+def _parts(name: str, target: Any) -> dict[str, tuple[Any, Any]]:
+    """What the names of a coded state's tensors end with, and the shape and dtype of each."""
+    n = target.numel()
+    parts = {_CODE: (target.shape, torch.uint8), _SCALE: ((-(-n // _GROUP),), torch.float32)}
+    return parts | ({_BITS: ((-(-n // 8),), torch.uint8)} if _is_signed(name) else {})
 
 
-def _decoded(name: str, code: Any, scale: Any) -> Any:
-    codes, scales = code.to("cpu", torch.uint8), scale.to("cpu", torch.float32).contiguous()
+def _coded(name: str, x: Any) -> dict[str, Any]:
+    codes, *others = (torch.from_numpy(part) for part in to_8bit(_flat(x), _is_signed(name)) if part is not None)
+    return dict(zip(_parts(name, x), (codes.as_strided(x.shape, x.stride()), *others), strict=True))
+
+
+def _decoded(name: str, coded: dict[str, Any]) -> Any:
+    codes, *others = (coded[end].to("cpu", dtype) for end, (_, dtype) in _parts(name, coded[_CODE]).items())
     codes = codes if _is_dense(codes) else codes.contiguous()
-    return torch.from_numpy(from_8bit(_flat(codes), scales.numpy(), _is_signed(name))).as_strided(
-        codes.shape, codes.stride()
-    )
+    scales, bits = (*(x.contiguous().numpy() for x in others), None)[:2]
+    return torch.from_numpy(from_8bit(_flat(codes), scales, bits)).as_strided(codes.shape, codes.stride())
 
 
 def _keep(kept: dict[str, Any], name: str, target: Any, dtype: Any, first: float) -> None:
     """Has the state of this name as the compiled optimizer takes it: in dtype (uint8: in codes), laid out as target."""
-    x, code, scale = (kept.get(name + end) for end in ("", _CODE, _SCALE))
-    shapes = target.shape, target.shape, _scales_of(target)
-    for given, ending, shape in zip((x, code, scale), ("", _CODE, _SCALE), shapes, strict=True):
+    parts = _parts(name, target)
+    for end, shape in {"": target.shape, **{end: shape for end, (shape, _) in parts.items()}}.items():
+        given = kept.get(name + end)
         if given is not None and given.shape != shape:
-            raise ValueError(f"state: expected {name}{ending} of shape {tuple(shape)}, got {tuple(given.shape)}")
-    is_coded = x is None and code is not None and scale is not None
-    if is_coded and dtype == torch.uint8 and _lies_as(target, code, dtype):
-        kept[name + _SCALE] = kept[name + _SCALE].to("cpu", torch.float32).contiguous()
+            raise ValueError(f"state: expected {name}{end} of shape {tuple(shape)}, got {tuple(given.shape)}")
+    x = kept.get(name)
+    coded: dict[str, Any] = {end: kept.get(name + end) for end in parts}
+    is_coded = x is None and all(part is not None for part in coded.values())
+    if is_coded and dtype == torch.uint8 and _lies_as(target, coded[_CODE], dtype):
+        for end in parts.keys() - {_CODE}:
+            kept[name + end] = coded[end].to("cpu", parts[end][1]).contiguous()
         return
     if is_coded:
-        x = _decoded(name, code, scale)
-    for end in (_CODE, _SCALE):
+        x = _decoded(name, coded)
+    for end in parts:
         kept.pop(name + end, None)
     if dtype != torch.uint8:
         kept[name] = _filled_like(target, first, dtype) if x is None else _laid_out_as(target, x, dtype)
@@ -184,14 +195,11 @@ def _keep(kept: dict[str, Any], name: str, target: Any, dtype: Any, first: float
     kept.pop(name, None)
     if x is not None or first:
         x = _filled_like(target, first, target.dtype) if x is None else _laid_out_as(target, x)
-        kept[name + _CODE], kept[name + _SCALE] = _coded(name, x)
+        coded = _coded(name, x)
     else:
-        kept[name + _CODE] = _filled_like(target, 0.0, dtype)
-        kept[name + _SCALE] = torch.zeros(_scales_of(target), dtype=torch.float32)
-
-
-def _scales_of(target: Any) -> tuple[int]:
-    return (-(-target.numel() // _GROUP),)
+        flat = {end: torch.zeros(shape, dtype=of) for end, (shape, of) in parts.items() if end != _CODE}
+        coded = {_CODE: _filled_like(target, 0.0, dtype), **flat}
+    kept.update({name + end: part for end, part in coded.items()})
 
 
 def _is_dense(x: Any) -> bool:
@@ -387,7 +395,10 @@ class _Steps(torch.optim.Optimizer):
         kept = self.state.get(p, {})
         dtype = self._kept_in(p)
         is_coded = dtype == torch.uint8 and len(names) > 0
-        keys = [name + end for end in (_CODE, _SCALE) for name in names] if is_coded else names
+        keys = names
+        if is_coded:
+            signed = [name for name in names if _is_signed(name)]
+            keys = [name + end for end in (_CODE, _SCALE) for name in names] + [name + _BITS for name in signed]
         taken = int(all(kept.get(name) is not None or kept.get(name + _CODE) is not None for name in names))
         scalars = {"step": float(taken), **self._scalars} if is_coded else self._scalars  # the rounding depends on it
         needed = [*scalars, *keys, *[_MASTER] * (p.dtype in _NARROW)]
