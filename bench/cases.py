@@ -13,6 +13,7 @@ from contenders import (
     Contest,
     Maker,
     contest,
+    contest_of_states,
     mse,
     numpy_step,
     optax_step,
@@ -83,14 +84,14 @@ def _against_torch(
     return contest({"ours": ours, f"torch {kind}": peer}, count, n)
 
 
-def _low_precision(state: str, peer: str, *, n: int) -> Contest:
+def _low_precision(state: str, peer: str, *, n: int) -> tuple[Contest, Callable[[str], object]]:
     peers: dict[str, Maker] = {
         "torch-fused": partial(torch_step, "AdamW", "fused", ADAMW),
         "float32": partial(steepest_step, partial(sp.AdamW, **ADAMW)),
     }
     ours = partial(steepest_step, partial(sp.AdamW, **ADAMW, state_dtype=state))
     tolerance = {"bfloat16": 0.02, "8bit": 1.0}[state]  # what is small in its group is lost at first
-    return contest({"ours": ours, peer: peers[peer]}, 1, n, tolerance=tolerance)
+    return contest_of_states({"ours": ours, peer: peers[peer]}, n, tolerance)
 
 
 def _alone(count: int, n: int) -> Contest:

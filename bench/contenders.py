@@ -37,16 +37,46 @@ class Arrays:
             self._state[name] = [np.zeros_like(p) for p in self.params]
         return self._state[name]
 
+    def coded_state(self, name: str, i: int, like: Array) -> Array:
+        """State in fewer bytes, in the same memory, from a cache line's beginning on."""
+        raw = self.state(name)[i].view(np.uint8)
+        start = -raw.ctypes.data % 64
+        return raw[start : start + like.nbytes].view(like.dtype)
+
+    def clear_state(self) -> None:
+        for x in (x for each in self._state.values() for x in each):
+            x.fill(0)
+
     def moved(self) -> list[tuple[Array, Array]]:
         return list(zip(self.params, self.start, strict=True))
 
 
 def contest(makers: dict[str, Maker], count: int, n: int, dtype: str = "float32", tolerance: float = 1e-3) -> Contest:
     """Checks the contenders on arrays of their own, then gives them one set."""
+    return _contest(makers, Arrays(count, n, dtype), tolerance)
+
+
+def _contest(makers: dict[str, Maker], arrays: Arrays, tolerance: float) -> Contest:
+    count, n, dtype = len(arrays.params), arrays.params[0].size, str(arrays.params[0].dtype)
     apart = {name: make(Arrays(count, min(n, CHECKED), dtype)) for name, make in makers.items()}
     check(apart, tolerance=tolerance)
-    arrays = Arrays(count, n, dtype)
     return {name: make(arrays)._replace(answer=list) for name, make in makers.items()}
+
+
+def contest_of_states(makers: dict[str, Maker], n: int, tolerance: float) -> tuple[Contest, Callable[[str], object]]:
+    """The same where each keeps state in its own way in one memory: it is cleared when another's turn begins."""
+    arrays = Arrays(1, n)
+    made = _contest(makers, arrays, tolerance)
+    turn = ""
+
+    def before(name: str) -> None:
+        nonlocal turn
+        if name != turn:
+            arrays.clear_state()
+            made[name].call()
+        turn = name
+
+    return made, before
 
 
 def state_names(make: Callable[..., sp.Optimizer]) -> list[str]:
@@ -59,8 +89,9 @@ def steepest_step(make: Callable[..., sp.Optimizer], arrays: Arrays) -> Contende
     saved = optimizer.state_dict(copy=False)
     for i, state in saved["state"].items():
         for name, x in state.items():
-            if isinstance(x, np.ndarray) and x.dtype == arrays.params[i].dtype and x.shape == arrays.params[i].shape:
-                state[name] = arrays.state(name)[i]
+            if isinstance(x, np.ndarray) and x.shape == arrays.params[i].shape:
+                is_full = x.dtype == arrays.params[i].dtype
+                state[name] = arrays.state(name)[i] if is_full else arrays.coded_state(name, i, x)
     optimizer.load_state_dict(saved, copy=False)
     return Contender(partial(optimizer.step, arrays.gradients[0] if one else arrays.gradients), arrays.moved)
 

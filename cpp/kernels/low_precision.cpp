@@ -84,13 +84,13 @@ inline void prefetch_from(const CodedArrays& a, std::ptrdiff_t i) {
   }
 }
 
-// Decodes the state of kEncoded elements, i from their group's begin on, and applies the rule to it, or of a rule in
-// two parts the first.
+// Decodes the state of half of kEncoded elements, i from their group's begin on, and applies the rule to it, or of a
+// rule in two parts the first.
 template <class Rule, bool is_coded, class Step>
 inline void advance(const Step& h, const CodedArrays& a, const Part<Rule>& group, std::ptrdiff_t i,
                     Words (&largest)[Rule::slots + 1]) {
-#pragma GCC unroll 4
-  for (std::ptrdiff_t j = i; j < i + kEncoded; j += 2 * kLanes) {
+#pragma GCC unroll 2
+  for (std::ptrdiff_t j = i; j < i + kEncoded / 2; j += 2 * kLanes) {
     const std::ptrdiff_t from = group.begin + j;
     Vector<float> decoded[Rule::slots + 1][2];
     for_slots<Rule>([&](auto k) {
@@ -125,12 +125,12 @@ inline void advance(const Step& h, const CodedArrays& a, const Part<Rule>& group
   }
 }
 
-// The second part of a rule that has one.
+// The second part of a rule that has one, for a quarter of kEncoded elements.
 template <class Rule, class Step>
 inline void move(const Step& h, const CodedArrays& a, const Part<Rule>& group, std::ptrdiff_t i) {
   if constexpr (is_in_two_parts<Rule>) {
-#pragma GCC unroll 8
-    for (std::ptrdiff_t j = i; j < i + kEncoded; j += kLanes) {
+#pragma GCC unroll 2
+    for (std::ptrdiff_t j = i; j < i + kEncoded / 4; j += kLanes) {
       Vector<float> p = load_register(a.p + group.begin + j), state[Rule::slots];
       for_slots<Rule>([&](auto k) { state[k] = load_register(group.state[k] + j); });
       Rule::move(h, load_register(group.g + j), p, state);
@@ -142,31 +142,25 @@ inline void move(const Step& h, const CodedArrays& a, const Part<Rule>& group, s
 template <bool is_coded>
 constexpr int kRandomBitsOf = is_coded ? kRandomBits : 16;
 
-// The rest of the rule, and the new state's codes or bfloat16: averages of squares are rounded at random, of bfloat16
-// the others to nearest.
-template <class Rule, bool is_coded, bool is_stochastic, class Step>
-inline void finish(const Step& h, const CodedArrays& a, const Part<Rule>& group, std::ptrdiff_t i,
-                   Random<kRandomBitsOf<is_coded>>& random) {
-  move<Rule>(h, a, group, i);
-  Words chance[kRegisters] = {};
-  if constexpr (is_stochastic && (is_coded || Rule::squares != 0)) random.next(chance);
+// kEncoded new values of a state as codes or bfloat16: averages of squares are rounded at random, of bfloat16 the
+// others to nearest.
+template <class Rule, std::size_t k, bool is_coded, bool is_stochastic>
+inline void put(const CodedArrays& a, const Part<Rule>& group, std::ptrdiff_t i, const Words* chance) {
+  constexpr bool squares = is_squares<Rule>(k);
   const std::ptrdiff_t from = group.begin + i;
-  for_slots<Rule>([&](auto k) {
-    constexpr bool squares = is_squares<Rule>(k);
-    const float* x = group.state[k] + i;
-    if constexpr (is_coded) {
+  const float* x = group.state[k] + i;
+  if constexpr (is_coded) {
 #pragma GCC unroll 2
-      for (int r = 0; r < kRegisters; r += 4) {
-        encode<!squares, is_stochastic>(x + r * kLanes, codes(a, k) + from + r * kLanes,
-                                        last_bits<Rule>(a, k, from + r * kLanes), group.base[k], chance + r);
-      }
-    } else {
-#pragma GCC unroll 4
-      for (int r = 0; r < kRegisters; r += 2) {
-        narrow<squares, is_stochastic && squares>(x + r * kLanes, halves(a, k) + from + r * kLanes, chance + r);
-      }
+    for (int r = 0; r < kRegisters; r += 4) {
+      encode<!squares, is_stochastic>(x + r * kLanes, codes(a, k) + from + r * kLanes,
+                                      last_bits<Rule>(a, k, from + r * kLanes), group.base[k], chance + r);
     }
-  });
+  } else {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRegisters; r += 2) {
+      narrow<squares, is_stochastic && squares>(x + r * kLanes, halves(a, k) + from + r * kLanes, chance + r);
+    }
+  }
 }
 
 inline std::uint32_t counter_of(const CodedArrays& a, std::ptrdiff_t begin) {
@@ -175,31 +169,40 @@ inline std::uint32_t counter_of(const CodedArrays& a, std::ptrdiff_t begin) {
 
 // Finishes one group and advances the next, alternately, either of which may be missing: a core divides and takes roots
 // for one while it decodes the other, and all arrays are read and written evenly.
-template <class Rule, bool is_coded, bool is_stochastic, class Step>
-[[gnu::noinline]] void run(Step h, CodedArrays a, Group* now, Group* next) {
-  Part<Rule> finished(now != nullptr ? *now : *next), advanced(next != nullptr ? *next : *now);
+template <class Rule, bool is_coded, bool is_stochastic, bool finishes, bool advances, class Step>
+[[gnu::noinline]] void run(Step h, CodedArrays a, Group& now, Group& next) {
+  Part<Rule> finished(now), advanced(next);
   if constexpr (is_coded) {
     for_slots<Rule>([&](auto k) {
       constexpr bool is_signed = !is_squares<Rule>(k);
-      finished.base[k] = lifted<is_signed>(now != nullptr ? now->base[k] : 0);
-      advanced.base[k] = lifted<is_signed>(base_of<is_signed>(a.scales[k][advanced.begin / kCodeGroup]));
+      finished.base[k] = lifted<is_signed>(now.base[k]);
+      advanced.base[k] = lifted<is_signed>(base_of<is_signed>(a.scales[k][next.begin / kCodeGroup]));
     });
   }
-  Random<kRandomBitsOf<is_coded>> random(counter_of(a, finished.begin));
+  Random<kRandomBitsOf<is_coded>> random(counter_of(a, now.begin));
   Words largest[Rule::slots + 1] = {};
   for (std::ptrdiff_t i = 0; i < kCodeGroup; i += kEncoded) {
-    if (now != nullptr) finish<Rule, is_coded, is_stochastic>(h, a, finished, i, random);
-    if (next == nullptr) continue;
-    if (a.ahead != 0) prefetch_from<Rule, is_coded>(a, advanced.begin + i);
-    advance<Rule, is_coded>(h, a, advanced, i, largest);
+    Words chance[kRegisters] = {};
+    if constexpr (finishes && is_stochastic && (is_coded || Rule::squares != 0)) random.next(chance);
+    if (advances && a.ahead != 0) prefetch_from<Rule, is_coded>(a, next.begin + i);
+    // Divisions have other work between them, for they are not done at once, and what waits for one is kept for long.
+#pragma GCC unroll 4
+    for (int quarter = 0; quarter < 4; ++quarter) {
+      const std::ptrdiff_t j = i + quarter * kEncoded / 4;
+      if (finishes) move<Rule>(h, a, finished, j);
+      if (advances && quarter % 2 == 0) advance<Rule, is_coded>(h, a, advanced, j, largest);
+      for_slots<Rule>([&](auto k) {
+        if (finishes && quarter == (k == 0 ? 1 : 3)) put<Rule, k, is_coded, is_stochastic>(a, finished, i, chance);
+      });
+    }
   }
-  if (next == nullptr || !is_coded) return;
+  if (!advances || !is_coded) return;
   for_slots<Rule>([&](auto k) {
     constexpr bool is_signed = !is_squares<Rule>(k);
     const std::uint32_t top = top_of<is_signed>(largest_of(largest[k]));
-    next->is_special |= top >= kInfiniteUpper<is_signed>;
-    a.scales[k][next->begin / kCodeGroup] = from_bits<float>(top << kDropped<is_signed>);
-    next->base[k] = top - kHighest;
+    next.is_special |= top >= kInfiniteUpper<is_signed>;
+    a.scales[k][next.begin / kCodeGroup] = from_bits<float>(top << kDropped<is_signed>);
+    next.base[k] = top - kHighest;
   });
 }
 
@@ -253,7 +256,7 @@ void encode_special(const CodedArrays& a, const Group& group, std::size_t k) {
 
 template <class Rule, bool is_stochastic, class Step>
 [[gnu::noinline]] void finish_special(const Step& h, const CodedArrays& a, Group& group, bool has_moved) {
-  for (std::ptrdiff_t i = 0; !has_moved && i < kCodeGroup; i += kEncoded) move<Rule>(h, a, Part<Rule>(group), i);
+  for (std::ptrdiff_t i = 0; !has_moved && i < kCodeGroup; i += kEncoded / 4) move<Rule>(h, a, Part<Rule>(group), i);
   for_slots<Rule>([&](auto k) { encode_special<!is_squares<Rule>(k), is_stochastic>(a, group, k); });
 }
 
@@ -285,25 +288,27 @@ inline void open(const Gradient<float>& f, const CodedArrays& a, std::ptrdiff_t 
 template <class Rule, bool is_coded, bool is_stochastic, class Step>
 void update_groups(const Gradient<float>& f, const Step& h, const CodedArrays& a, std::ptrdiff_t n,
                    RuleKernels<float>::Rule<Step> rule) {
-  constexpr auto run_both = run<Rule, is_coded, is_stochastic, Step>;
+  constexpr auto first = run<Rule, is_coded, is_stochastic, false, true, Step>;
+  constexpr auto both = run<Rule, is_coded, is_stochastic, true, true, Step>;
+  constexpr auto last = run<Rule, is_coded, is_stochastic, true, false, Step>;
   Group groups[2], *now = nullptr;
   for (std::ptrdiff_t begin = 0; begin < n; begin += kCodeGroup) {
     Group* const next = &groups[now == groups];
     open(f, a, begin, *next);
     if (is_coded && is_any_special<Rule>(a, *next)) {
-      if (now != nullptr) run_both(h, a, now, nullptr);
+      if (now != nullptr) last(h, a, *now, *now);
       now = nullptr;
       update_special<Rule>(h, a, *next, rule);
       finish_special<Rule, is_stochastic>(h, a, *next, true);
       continue;
     }
-    run_both(h, a, now, next);
+    (now == nullptr ? first : both)(h, a, now == nullptr ? *next : *now, *next);
     now = next;
     if (!is_coded || !next->is_special) continue;
     finish_special<Rule, is_stochastic>(h, a, *next, false);
     now = nullptr;
   }
-  if (now != nullptr) run_both(h, a, now, nullptr);
+  if (now != nullptr) last(h, a, *now, *now);
 }
 
 // The arrays from the beginning of a group on.
