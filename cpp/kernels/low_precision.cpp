@@ -5,7 +5,7 @@
 namespace steepest {
 namespace {
 
-constexpr std::ptrdiff_t kAhead = 256;  // elements that memory is asked for ahead
+constexpr std::ptrdiff_t kAhead = 512;  // elements that memory is asked for ahead
 
 template <class Rule>
 constexpr bool is_squares(std::size_t slot) {

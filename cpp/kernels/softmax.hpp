@@ -263,6 +263,18 @@ inline void gradients_of_tile(const SoftmaxRows<T>& a, std::ptrdiff_t first, T* 
 // Rows shorter than this, and what is made of them, are asked for while the row before is worked on.
 constexpr std::ptrdiff_t kFetched = 8192;
 
+// By halves: one lane after the other takes as long as a hundred elements.
+template <class T, int width>
+inline T largest(typename VectorOf<T, width>::type x) {
+  if constexpr (width == sizeof(T)) {
+    return x[0];
+  } else {
+    typename VectorOf<T, width / 2>::type half[2];
+    __builtin_memcpy(half, &x, sizeof x);
+    return largest<T, width / 2>(half[0] > half[1] ? half[0] : half[1]);
+  }
+}
+
 template <class T>
 inline T row_max(const T* x, std::ptrdiff_t n) {
   Lanes<T> m;
@@ -278,9 +290,7 @@ inline T row_max(const T* x, std::ptrdiff_t n) {
   if (i < n) take(i, n - i);
 #pragma GCC unroll 16
   for (int r = 1; r < kRowRegisters<T>; ++r) m[0] = above(m[r], m[0]);
-  T top = m[0][0];
-  for (int l = 1; l < kLanesOf<T>; ++l) top = above(T(m[0][l]), top);
-  return top;
+  return largest<T, kWidth>(m[0]);
 }
 
 template <bool smoothed, class T>
@@ -334,9 +344,7 @@ inline void replace(T* e, const T* q, std::ptrdiff_t n, F f) {
   std::ptrdiff_t j = 0;
 #pragma GCC unroll 4
   for (; j + width <= n; j += width) store_register(e + j, f(load_register(e + j), load_register(q + j)));
-  for (; j < n; ++j) {
-    e[j] = f(all<Vector<T>>(e[j]), all<Vector<T>>(q[j]))[0];
-  }
+  if (j < n) store_part(e + j, n - j, f(load_part(e + j, n - j, T(0)), load_part(q + j, n - j, T(0))));
 }
 
 template <bool smoothed, class T>

@@ -101,11 +101,11 @@ inline void load_lanes(const T* x, std::ptrdiff_t n, T rest, Lanes<T>& y) {
   constexpr int width = kLanesOf<T>;
 #pragma GCC unroll 16
   for (int r = 0; r < kRowRegisters<T>; ++r) {
-    if (n >= (r + 1) * width) {
+    const std::ptrdiff_t left = n - r * width;
+    if (left >= width) {
       y[r] = load_register(x + r * width);
     } else {
-      y[r] = all<Vector<T>>(rest);
-      for (int l = 0; r * width + l < n; ++l) y[r][l] = x[r * width + l];
+      y[r] = left > 0 ? load_part(x + r * width, left, rest) : all<Vector<T>>(rest);
     }
   }
 }
@@ -115,10 +115,11 @@ inline void store_lanes(T* x, std::ptrdiff_t n, const Lanes<T>& y) {
   constexpr int width = kLanesOf<T>;
 #pragma GCC unroll 16
   for (int r = 0; r < kRowRegisters<T>; ++r) {
-    if (n >= (r + 1) * width) {
+    const std::ptrdiff_t left = n - r * width;
+    if (left >= width) {
       store_register(x + r * width, y[r]);
-    } else {
-      for (int l = 0; r * width + l < n; ++l) x[r * width + l] = y[r][l];
+    } else if (left > 0) {
+      store_part(x + r * width, left, y[r]);
     }
   }
 }

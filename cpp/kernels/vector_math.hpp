@@ -134,6 +134,43 @@ inline void store_register(T* p, Vector<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+#if defined(__AVX512F__)
+template <class T>
+inline auto first_lanes(std::ptrdiff_t n) {
+  using Mask = std::conditional_t<sizeof(T) == sizeof(float), __mmask16, __mmask8>;
+  return n >= kLanesOf<T> ? static_cast<Mask>(~0u) : static_cast<Mask>((1u << n) - 1);
+}
+#endif
+
+// The first n elements of a register, at most all; `rest` stands for the others.
+template <class T>
+inline Vector<T> load_part(const T* p, std::ptrdiff_t n, T rest) {
+  Vector<T> v = rest - Vector<T>{};
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return _mm512_mask_loadu_ps(v, first_lanes<T>(n), p);
+  } else {
+    return _mm512_mask_loadu_pd(v, first_lanes<T>(n), p);
+  }
+#else
+  for (std::ptrdiff_t l = 0; l < n && l < kLanesOf<T>; ++l) v[l] = p[l];
+  return v;
+#endif
+}
+
+template <class T>
+inline void store_part(T* p, std::ptrdiff_t n, Vector<T> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == sizeof(float)) {
+    _mm512_mask_storeu_ps(p, first_lanes<T>(n), v);
+  } else {
+    _mm512_mask_storeu_pd(p, first_lanes<T>(n), v);
+  }
+#else
+  for (std::ptrdiff_t l = 0; l < n && l < kLanesOf<T>; ++l) p[l] = v[l];
+#endif
+}
+
 // As many elements as there are doubles in a register
 inline Vector<double> load_double(const double* p) { return load_register(p); }
 template <int... i>
