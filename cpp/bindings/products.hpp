@@ -1,6 +1,10 @@
 // Matrix products shared among threads.
 #pragma once
 
+#include <algorithm>
+#include <memory>
+#include <new>
+
 #include "../dispatch.hpp"
 #include "calls.hpp"
 
@@ -43,6 +47,53 @@ bool by_rows(const Product<T>& p) {
   return p.a_step == 1 ? p.columns < 4 * products<T>().columns : p.rows >= p.columns;
 }
 
+// Products of at most so many elements in all blocks of steps are shared by these.
+constexpr std::ptrdiff_t kDeepest = 1 << 16;
+
+// A small product of many steps: each block of them is a product of its own, and those are then added one after the
+// other, as they would have been. So whoever multiplies with some rows of the weights is who will compute their
+// gradient and update them, and finds them in its own cache. Whether it was done.
+template <class T, class F>
+bool multiply_deep(const Product<T>& p, const F& finish) noexcept {
+  const ProductKernels<T>& kernels = products<T>();
+  const std::ptrdiff_t blocks = (p.depth + kProductSteps - 1) / kProductSteps, size = p.rows * p.columns;
+  if (blocks < 4 || blocks * size > kDeepest || p.a_step != 1 || p.b_column != 1 || parallel::threads() < 2) return false;
+  const std::unique_ptr<T[]> parts(new (std::nothrow) T[static_cast<std::size_t>(blocks * size)]);
+  if (parts == nullptr) return false;
+  const std::ptrdiff_t panels = (p.columns + kernels.columns - 1) / kernels.columns;
+  parallel::for_ranges(
+      blocks * panels, kernels.columns * p.rows * std::min(p.depth, kProductSteps),
+      [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+        for (; begin < end; ++begin) {
+          const std::ptrdiff_t step = begin / panels * kProductSteps, column = begin % panels * kernels.columns;
+          Product<T> block = part(p, 0, p.rows, column, std::min(kernels.columns, p.columns - column));
+          block.a += step;
+          block.b += step * p.b_step;
+          block.depth = std::min(kProductSteps, p.depth - step);
+          block.c = parts.get() + begin / panels * size + column;
+          block.c_row = p.columns;
+          kernels.matmul(block);
+        }
+      },
+      parallel::Pace::brisk);
+  parallel::for_ranges(
+      p.rows, p.columns * blocks * static_cast<std::ptrdiff_t>(sizeof(T)),
+      [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+        for (std::ptrdiff_t i = begin; i < end; ++i) {
+          T* const c = p.c + i * p.c_row;
+          const T* x = parts.get() + i * p.columns;
+          std::copy(x, x + p.columns, c);
+          for (std::ptrdiff_t b = 1; b < blocks; ++b) {
+            x += size;
+            for (std::ptrdiff_t j = 0; j < p.columns; ++j) c[j] += x[j];
+          }
+        }
+        finish(p.c + begin * p.c_row, end - begin, 0, p.columns);
+      },
+      parallel::Pace::brisk);
+  return true;
+}
+
 // One side of c is shared, the other one cut into strips. A multiplication costs as much as a byte of an optimizer's
 // traffic. What is finished is handed to `finish(c, rows, column, columns)`, c beginning there.
 template <class T, class F>
@@ -51,7 +102,7 @@ void multiply(const Product<T>& p, const F& finish) noexcept {
   const std::ptrdiff_t length = rows ? p.rows : p.columns, across = rows ? p.columns : p.rows;
   const ProductKernels<T>& kernels = products<T>();
   const std::ptrdiff_t share = rows ? kernels.rows : kernels.columns, shares = (length + share - 1) / share;
-  if (length == 0 || across == 0) return;
+  if (length == 0 || across == 0 || multiply_deep(p, finish)) return;
   const std::ptrdiff_t wanted = std::min((kBlocks + shares - 1) / shares, across / kernels.rows);
   const std::ptrdiff_t strips = std::max((across + kStrip - 1) / kStrip, wanted);
   const std::ptrdiff_t strip_size = (across + strips - 1) / strips;
