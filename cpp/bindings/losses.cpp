@@ -109,7 +109,7 @@ double elementwise(typename LossKernels<T>::Elementwise kernel, std::ptrdiff_t b
     }
     const Output<T> gradient{g.as<T>() + begin, past_caches};
     return kernel(x.as<const T>() + begin, y.as<const T>() + begin, block_weight, gradient, scale, delta, n);
-  });
+  }, past_caches);
   return sum * scale / kTermScale<T>;
 }
 

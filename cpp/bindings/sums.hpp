@@ -3,6 +3,10 @@
 
 #include <vector>
 
+#if defined(__x86_64__)
+#include <emmintrin.h>
+#endif
+
 #include "../kernels/kernels.hpp"
 #include "../parallel.hpp"
 
@@ -15,10 +19,14 @@ inline double value(const Sum& s) {
 
 // The sum of block_sum(b), b = 0..blocks-1; every block's sum is added in the order of the blocks.
 template <class BlockSum>
-double sum_blocks(std::ptrdiff_t blocks, std::ptrdiff_t bytes_per_block, const BlockSum& block_sum) {
+double sum_blocks(std::ptrdiff_t blocks, std::ptrdiff_t bytes_per_block, const BlockSum& block_sum,
+                  [[maybe_unused]] bool past_caches = false) {
   std::vector<Sum> sums(static_cast<std::size_t>(blocks));
   parallel::for_ranges(blocks, bytes_per_block, [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
     for (std::ptrdiff_t b = begin; b < end; ++b) sums[static_cast<std::size_t>(b)] = block_sum(b);
+#if defined(__x86_64__)
+    if (past_caches) _mm_sfence();  // once, for it waits for all of them: other threads see them in order
+#endif
   });
   Sum total{0, 0};
   for (const Sum& s : sums) {

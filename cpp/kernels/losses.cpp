@@ -26,19 +26,14 @@ struct Point {
 // kSumBlock.
 template <class T, class Loss>
 inline Sum elementwise(const T* weight, Output<T> gradient, double scale, std::ptrdiff_t n, Loss loss) {
-  const auto sum = [=](auto term) {
-    const Sum s = sum_terms<T>(n, term);
-    if (gradient.past_caches) order_stores();
-    return s;
-  };
   if (weight == nullptr) {
-    return sum([=](auto at) {
+    return sum_terms<T>(n, [=](auto at) {
       const auto point = loss(at);
       at.set(gradient, point.derivative * scale);
       return point.value * kTermScale<T>;
     });
   }
-  return sum([=](auto at) {
+  return sum_terms<T>(n, [=](auto at) {
     const auto point = loss(at);
     const auto w = at(weight);
     const auto none = w - w;

@@ -216,13 +216,6 @@ inline void store_past_caches(T* p, Vector<double> v) {
 #endif
 }
 
-// Makes them visible to other threads in order.
-inline void order_stores() {
-#if defined(__x86_64__)
-  _mm_sfence();
-#endif
-}
-
 template <class V>
 inline Bits<V> bits(V x) {
   return __builtin_bit_cast(Bits<V>, x);
