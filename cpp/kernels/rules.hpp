@@ -21,10 +21,11 @@ inline void specialise(F f, bool flag, Rest... rest) {
   }
 }
 
-// Asks for the line that lies so many bytes ahead.
+// Asks for the line that lies so many bytes ahead, in the second cache: the first would have to remember it until it
+// comes, which takes its places for such lines from the loads.
 template <class T>
 inline void prefetch(const T* x, std::ptrdiff_t ahead) {
-  __builtin_prefetch(reinterpret_cast<const char*>(x) + ahead);
+  __builtin_prefetch(reinterpret_cast<const char*>(x) + ahead, 0, 2);
 }
 
 template <class T>
