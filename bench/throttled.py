@@ -28,6 +28,7 @@ from steepest import benchmarks
 
 STATES = {"float32": 4.0, "bfloat16": 2.0, "8bit": 1 + 4 / 256}  # bytes per number
 NUMBERS = {"AdamW": 2, "NAdam": 2, "Adagrad": 1, "Momentum": 1, "Lion": 1}  # of state per parameter
+SIGNED = {"AdamW": 1, "NAdam": 1, "Adagrad": 0, "Momentum": 1, "Lion": 1}  # of them, which take a bit more in 8 bits
 BAR = 1.4
 IN_CACHE = 1 << 14
 STREAM = """
@@ -85,6 +86,7 @@ def main() -> None:
         with streaming(others[0]):
             columns.append(times(rule, n, args.seconds))
         traffic = {name: 12 + 2 * NUMBERS[rule] * each for name, each in STATES.items()}
+        traffic["8bit"] += 2 * SIGNED[rule] / 8
         for name in STATES:
             line = f"{rule:<9} {name:<8}"
             for taken in columns:

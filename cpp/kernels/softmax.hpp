@@ -260,7 +260,7 @@ inline void gradients_of_tile(const SoftmaxRows<T>& a, std::ptrdiff_t first, T* 
 
 // ---- Rows of many classes
 
-// Rows shorter than this, and what is made of them, are asked for while the row before is worked on.
+// Rows shorter than this, and what is made of them, are asked for two rows ahead, in the second cache.
 constexpr std::ptrdiff_t kFetched = 8192;
 
 // By halves: one lane after the other takes as long as a hundred elements.
@@ -311,12 +311,12 @@ inline void exponentials_of_row(const SoftmaxRows<T>& a, std::ptrdiff_t i, RowVa
     v.to_all[i] = sum_of<double>(n, [=](auto at) { return even_term(top, at(x)); });
     v.unmasked[i] = sum_of<T>(n, [=](auto at) { return unmasked(at(x)); });
   }
-  const std::ptrdiff_t ahead = n < kFetched ? n : 0;
+  const std::ptrdiff_t ahead = n < kFetched ? 2 * n : 0;
   v.sum[i] = sum_in_lanes<T>(n, [=](std::ptrdiff_t j, std::ptrdiff_t count, Lanes<T>& sums) {
     Lanes<T> z, y;
     for (std::ptrdiff_t at = 0; at < kRowLanes; at += 64 / std::ptrdiff_t{sizeof(T)}) {
-      __builtin_prefetch(x + j + ahead + at);
-      __builtin_prefetch(e + j + ahead + at, 1);
+      __builtin_prefetch(x + j + ahead + at, 0, 2);
+      __builtin_prefetch(e + j + ahead + at, 0, 2);
     }
     load_lanes(x + j, count, -Float<T>::infinity, z);
 #pragma GCC unroll 16

@@ -28,9 +28,11 @@ Options of every optimizer, by name (`lr` to `maximize` also by group):
 bfloat16 arrays have the dtype of the package `ml_dtypes`, with gradients of the same; it is not needed
 otherwise. Parameters that are changed by hand between steps are taken as they are.
 
-State of 8 bits: 256 elements share a float32 scale; a code has a sign, four bits of exponent and three of
-mantissa (what is below 2^-15 of the group's largest is kept as 0), for averages of squares five of
-exponent (below 2^-31 it is kept as the smallest, never as 0). Infinity and NaN stay what and where they are.
+State of 8 bits: 256 elements share a float32 scale (`exp_avg_scale` and so on), in the order of memory; a code has
+five bits of exponent and three of mantissa for averages of squares (what is below 2^-31 of the group's largest is kept
+as the smallest code, never as 0) and four of either beside a sign for the others (below 2^-15 it is 0): nine bits, of
+which the last stands in an array of its own (`exp_avg_bits`, eight to a byte). Infinity and NaN stay what and where
+they are.
 """
 
 from __future__ import annotations
