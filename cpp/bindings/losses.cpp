@@ -80,7 +80,7 @@ Weights weights_for(const View& input, const py::object& sample_weight, py::ssiz
 
 template <class T>
 double sum_of(const T* x, std::ptrdiff_t n) {
-  return sum_blocks((n + kSumBlock - 1) / kSumBlock, kSumBlock * 8, [&](std::ptrdiff_t b) noexcept {
+  return sum_blocks((n + kSumBlock - 1) / kSumBlock, kSumBlock * 8, false, [&](std::ptrdiff_t b) noexcept {
     const std::ptrdiff_t begin = b * kSumBlock;
     return losses<T>().sum(x + begin, std::min(kSumBlock, n - begin));
   });
@@ -99,7 +99,7 @@ double elementwise(typename LossKernels<T>::Elementwise kernel, std::ptrdiff_t b
   const std::ptrdiff_t blocks = (x.size + kSumBlock - 1) / kSumBlock;
   const bool past_caches = g.data != x.data && x.size * static_cast<std::ptrdiff_t>(sizeof(T)) >= kBeyondCaches &&
                            reinterpret_cast<std::uintptr_t>(g.data) % 16 == 0;
-  const double sum = sum_blocks(blocks, kSumBlock * bytes, [&](std::ptrdiff_t b) noexcept {
+  const double sum = sum_blocks(blocks, kSumBlock * bytes, past_caches, [&](std::ptrdiff_t b) noexcept {
     const std::ptrdiff_t begin = b * kSumBlock, n = std::min(kSumBlock, x.size - begin);
     T spread[kSumBlock];
     const T* block_weight = weight == nullptr ? nullptr : weight + begin;
@@ -109,7 +109,7 @@ double elementwise(typename LossKernels<T>::Elementwise kernel, std::ptrdiff_t b
     }
     const Output<T> gradient{g.as<T>() + begin, past_caches};
     return kernel(x.as<const T>() + begin, y.as<const T>() + begin, block_weight, gradient, scale, delta, n);
-  }, past_caches);
+  });
   return sum * scale / kTermScale<T>;
 }
 
@@ -216,7 +216,7 @@ template <class BlockOfRows>
 double sum_rows(std::ptrdiff_t rows, std::ptrdiff_t classes, std::ptrdiff_t element_bytes, const BlockOfRows& kernel) {
   const std::ptrdiff_t per_block = rows_per_block(classes);
   const std::ptrdiff_t bytes = per_block * (classes * element_bytes + kSoftmaxRowBytes);
-  return sum_blocks((rows + per_block - 1) / per_block, bytes, [&](std::ptrdiff_t b) noexcept {
+  return sum_blocks((rows + per_block - 1) / per_block, bytes, false, [&](std::ptrdiff_t b) noexcept {
     return kernel(b * per_block, std::min(per_block, rows - b * per_block));
   });
 }

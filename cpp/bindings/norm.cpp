@@ -33,7 +33,7 @@ Sum bfloat16_block_sum(const Span& x, std::ptrdiff_t begin, double scale) noexce
 double sum_of_squares(const std::vector<Span>& arrays, double scale) {
   std::vector<std::ptrdiff_t> first_block{0};
   for (const Span& x : arrays) first_block.push_back(first_block.back() + (x.size + kSumBlock - 1) / kSumBlock);
-  return sum_blocks(first_block.back(), kSumBlock * 8, [&](std::ptrdiff_t block) noexcept {
+  return sum_blocks(first_block.back(), kSumBlock * 8, false, [&](std::ptrdiff_t block) noexcept {
     const auto after = std::upper_bound(first_block.begin(), first_block.end(), block);
     const auto i = static_cast<std::size_t>(after - first_block.begin()) - 1;
     const std::ptrdiff_t begin = (block - first_block[i]) * kSumBlock;

@@ -17,10 +17,11 @@ inline double value(const Sum& s) {
   return x - x == 0 ? x : s.hi;  // an infinite hi leaves not-a-number in lo
 }
 
-// The sum of block_sum(b), b = 0..blocks-1; every block's sum is added in the order of the blocks.
+// The sum of block_sum(b), b = 0..blocks-1; every block's sum is added in the order of the blocks. Whether what they
+// store goes past the caches has to be known.
 template <class BlockSum>
-double sum_blocks(std::ptrdiff_t blocks, std::ptrdiff_t bytes_per_block, const BlockSum& block_sum,
-                  [[maybe_unused]] bool past_caches = false) {
+double sum_blocks(std::ptrdiff_t blocks, std::ptrdiff_t bytes_per_block, [[maybe_unused]] bool past_caches,
+                  const BlockSum& block_sum) {
   std::vector<Sum> sums(static_cast<std::size_t>(blocks));
   parallel::for_ranges(blocks, bytes_per_block, [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
     for (std::ptrdiff_t b = begin; b < end; ++b) sums[static_cast<std::size_t>(b)] = block_sum(b);
