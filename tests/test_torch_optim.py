@@ -688,6 +688,10 @@ def test_state_dtype_is_refused() -> None:
         optimizer.step()
     assert optimizer.state[p] == before
     optimizer.state[p].update(kept)
+    del optimizer.state[p]["exp_avg_bits"]
+    with pytest.raises(ValueError, match="state: expected exp_avg_bits beside the rest of exp_avg in 8 bits"):
+        optimizer.step()
+    optimizer.state[p].update(kept)
     optimizer.step()
     assert optimizer.state[p]["step"] == 2
 

@@ -180,7 +180,10 @@ def _keep(kept: dict[str, Any], name: str, target: Any, dtype: Any, first: float
             raise ValueError(f"state: expected {name}{end} of shape {tuple(shape)}, got {tuple(given.shape)}")
     x = kept.get(name)
     coded: dict[str, Any] = {end: kept.get(name + end) for end in parts}
-    is_coded = x is None and all(part is not None for part in coded.values())
+    lacking = [name + end for end, part in coded.items() if part is None]
+    if x is None and 0 < len(lacking) < len(coded):
+        raise ValueError(f"state: expected {', '.join(lacking)} beside the rest of {name} in 8 bits")
+    is_coded = x is None and not lacking
     if is_coded and dtype == torch.uint8 and _lies_as(target, coded[_CODE], dtype):
         for end in parts.keys() - {_CODE}:
             kept[name + end] = coded[end].to("cpu", parts[end][1]).contiguous()

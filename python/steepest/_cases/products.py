@@ -17,6 +17,7 @@ WIDTHS = 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33
 SHAPES = [(1 + i, 5, width) for i, width in enumerate(WIDTHS)]
 SHAPES += [(3, depth, 6) for depth in (1, 127, 128, 129, 300)] + [(0, 3, 2), (2, 0, 3), (3, 2, 0), (32, 140, 130)]
 SHAPES += [(130, 32, 40), (300, 5, 270)]  # more than a strip of rows and of columns
+SHAPES += [(5, 520, 130), (1, 385, 128), (7, 900, 150)]  # shared by their steps
 
 
 def _by_reference(a: Array, b: Array, bias: Array) -> Expected:
