@@ -15,6 +15,9 @@
 #ifndef _WIN32
 #include <pthread.h>
 #endif
+#ifdef __linux__
+#include <sched.h>
+#endif
 
 namespace steepest::parallel {
 namespace {
@@ -25,7 +28,7 @@ constexpr std::ptrdiff_t kUnlockBytes = 2 << 20;
 // woken, most beside other work, whose threads hold the cores.
 constexpr std::ptrdiff_t kBriskBytes = 256 << 10, kSpinBytes = 2 << 20, kWakeBytes = 5 << 20, kAmidBytes = 10 << 20;
 // A block must be worth its ticket, and small enough that nobody waits long for the last one.
-constexpr std::ptrdiff_t kMinBlockBytes = 128 << 10, kMaxBlockBytes = 2 << 20;
+constexpr std::ptrdiff_t kMinBlockBytes = 128 << 10, kMaxBlockBytes = 1 << 20;
 constexpr int kBlocksPerThread = 4;
 constexpr std::ptrdiff_t kMaxBlocks = 60000;  // a ticket has 16 bits for those from either end
 
@@ -37,6 +40,15 @@ inline void pause() {
   __builtin_ia32_pause();
 #elif defined(__aarch64__)
   __asm__ volatile("yield");
+#endif
+}
+
+// The core that this thread runs on, or -1.
+inline int core() {
+#ifdef __linux__
+  return sched_getcpu();
+#else
+  return -1;
 #endif
 }
 
@@ -89,6 +101,7 @@ class Pool {
     job_.store(&job);
     blocks_.store(blocks);
     team_.store(std::min(team, workers_.load() + 1));
+    core_.store(core());
     const bool brisk = job.pace == Pace::brisk || now() < brisk_until_.load();
     brisk_.store(brisk);
     done_.store(0);
@@ -143,9 +156,12 @@ class Pool {
     return true;
   }
 
+  // Awake for a while, but not where the caller has to run.
   void wait_for_job(std::uint32_t& last, int id) {
     const std::int64_t deadline = now() + std::chrono::nanoseconds(kSpin).count();
+    const int own = core();
     for (std::int64_t at = now(); at < deadline || at < awake_until_.load(); at = now()) {
+      if (own >= 0 && own == core_.load()) break;
       for (int i = 0; i < 16; ++i) {
         if (has_job(last, id)) return;
         pause();
@@ -169,7 +185,7 @@ class Pool {
   std::atomic<Ticket> ticket_{Ticket{0, Ticket::closed, 0}};
   std::atomic<const Job*> job_{nullptr};
   std::atomic<std::uint32_t> blocks_{0}, done_{0};
-  std::atomic<int> team_{1}, parked_{0};
+  std::atomic<int> team_{1}, parked_{0}, core_{-1};            // where the caller runs
   std::atomic<std::int64_t> awake_until_{0}, brisk_until_{0};  // nanoseconds
   std::atomic<bool> brisk_{false};
   std::atomic<int> workers_{0};
