@@ -11,7 +11,7 @@ Sum sum(const T* x, std::ptrdiff_t n) noexcept {
 
 template <class T>
 Sum sum_of_squares(const T* x, double scale, std::ptrdiff_t n) noexcept {
-  return sum_terms<double>(n, [=](auto at) {
+  return sum_terms<T>(n, [=](auto at) {
     const auto y = at(x) * scale;
     return y * y;
   });

@@ -127,7 +127,7 @@ def global_norm(arrays: Sequence[Array]) -> float:
         with np.errstate(all="ignore"):
             for x in arrays:
                 y = x.ravel(order="K").astype(np.float64) * scale
-                parts += _block_sums(y * y)
+                parts += _block_sums(y * y, x.dtype)
         return combine(parts)
 
     sum_, scale = squares(1.0), 1.0
