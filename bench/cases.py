@@ -68,12 +68,12 @@ def _adamw_against(peer: str, n: int) -> Contest:
         "torch-fused": partial(torch_step, "AdamW", "fused", ADAMW),
         "torch-foreach": partial(torch_step, "AdamW", "foreach", ADAMW),
     }
-    return contest({"ours": partial(steepest_step, partial(sp.AdamW, **ADAMW)), peer: peers[peer]}, 1, n)
+    return contest({"ours": partial(steepest_step, partial(sp.AdamW, **ADAMW)), peer: peers[peer]}, Arrays(1, n))
 
 
 def _against_stream(rule: str, n: int, dtype: str) -> Contest:
     make = RULES[rule]
-    return contest({"ours": partial(steepest_step, make), "stream": partial(stream_step, make)}, 1, n, dtype)
+    return contest({"ours": partial(steepest_step, make), "stream": partial(stream_step, make)}, Arrays(1, n, dtype))
 
 
 def _against_torch(
@@ -81,7 +81,7 @@ def _against_torch(
 ) -> Contest:
     ours = partial(steepest_step, partial(getattr(sp, rule), **options, max_norm=max_norm))
     peer = partial(torch_step, rule, kind, options, max_norm=max_norm or 0)
-    return contest({"ours": ours, f"torch {kind}": peer}, count, n)
+    return contest({"ours": ours, f"torch {kind}": peer}, Arrays(count, n))
 
 
 def _low_precision(state: str, peer: str, *, n: int) -> tuple[Contest, Callable[[str], object]]:

@@ -51,12 +51,8 @@ class Arrays:
         return list(zip(self.params, self.start, strict=True))
 
 
-def contest(makers: dict[str, Maker], count: int, n: int, dtype: str = "float32", tolerance: float = 1e-3) -> Contest:
-    """Checks the contenders on arrays of their own, then gives them one set."""
-    return _contest(makers, Arrays(count, n, dtype), tolerance)
-
-
-def _contest(makers: dict[str, Maker], arrays: Arrays, tolerance: float) -> Contest:
+def contest(makers: dict[str, Maker], arrays: Arrays, tolerance: float = 1e-3) -> Contest:
+    """Checks the contenders on arrays of their own, then gives them these."""
     count, n, dtype = len(arrays.params), arrays.params[0].size, str(arrays.params[0].dtype)
     apart = {name: make(Arrays(count, min(n, CHECKED), dtype)) for name, make in makers.items()}
     check(apart, tolerance=tolerance)
@@ -66,7 +62,7 @@ def _contest(makers: dict[str, Maker], arrays: Arrays, tolerance: float) -> Cont
 def contest_of_states(makers: dict[str, Maker], n: int, tolerance: float) -> tuple[Contest, Callable[[str], object]]:
     """The same where each keeps state in its own way in one memory: it is cleared when another's turn begins."""
     arrays = Arrays(1, n)
-    made = _contest(makers, arrays, tolerance)
+    made = contest(makers, arrays, tolerance)
     turn = ""
 
     def before(name: str) -> None:

@@ -283,6 +283,8 @@ std::uint64_t forks() { return settings.forks.load(); }
 
 bool is_large(std::ptrdiff_t bytes) { return bytes >= kUnlockBytes; }
 
+bool is_shareable(std::ptrdiff_t bytes) { return bytes >= kBriskBytes || must_share(); }
+
 void announce(std::ptrdiff_t bytes) {
   if (bytes < kSpinBytes) return;
   settings.announced.store(now());
@@ -305,7 +307,7 @@ void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) noexcept {
   Job job = wanted;
   const std::ptrdiff_t bytes = job.units * bytes_per_unit;
   const std::ptrdiff_t shared_block = settings.shared_block.load();
-  if (bytes < kBriskBytes && shared_block == 0) {  // no need for what takes longer than the least work
+  if (!is_shareable(bytes)) {  // no need for what takes longer than the least work
     if (job.units > 0) job.run(job.context, 0, job.units);
     return;
   }

@@ -23,6 +23,8 @@ std::uint64_t forks();
 
 // Whether work of so many bytes is worth letting go of the GIL.
 bool is_large(std::ptrdiff_t bytes);
+// Whether work of so many bytes is ever shared among threads.
+bool is_shareable(std::ptrdiff_t bytes);
 
 // Work of so many bytes is being prepared: workers that are awake stay so, and what counts is how long ago they had to
 // do now.

@@ -52,8 +52,9 @@ def test_a_contest_with_a_wrong_answer_is_not_timed(peers: Any) -> None:
     contenders: Any = importlib.import_module("contenders")
     right = functools.partial(contenders.steepest_step, sp.Adam)
     wrong = functools.partial(contenders.steepest_step, functools.partial(sp.Adam, lr=2e-3))
+    arrays = contenders.Arrays(2, 100)
     with pytest.raises(peers.benchmarks.WrongAnswerError, match="peer differs from ours"):
-        peers.run(peers.Case(lambda: contenders.contest({"ours": right, "peer": wrong}, 2, 100)), 0.0)
+        peers.run(peers.Case(lambda: contenders.contest({"ours": right, "peer": wrong}, arrays)), 0.0)
 
 
 def test_contenders_share_their_arrays(peers: Any) -> None:

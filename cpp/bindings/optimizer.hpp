@@ -50,9 +50,8 @@ struct Precision {
 struct Tensor {
   std::string name;
   View p;
-  py::dtype dtype;  // of p when it was registered
-  std::vector<View>
-      state;  // the rule's arrays, then of codes the scales and the last bits, then what makes p a float32
+  py::dtype dtype;          // of p when it was registered
+  std::vector<View> state;  // the rule's arrays, of codes the scales and last bits, what makes p a float32
   std::size_t group;
   Progress progress{};
   const void* apart = nullptr;  // the last gradient's memory, which overlapped nothing
@@ -66,13 +65,11 @@ struct Tensor {
   const View& master() const { return state.back(); }
   bool has_whole_master() const { return master().itemsize == sizeof(float); }
   float* scales(std::size_t slot) const { return state[slots + slot].as<float>(); }
-  // The place in `state` of a slot's last bits, if its codes have a sign; of `slots`, that past the last one's.
+  // The place in `state` of the last bits of a slot whose codes have a sign; of `slots`, that past the last one's.
   std::size_t bits_at(std::size_t slot) const {
     return 2 * slots + static_cast<std::size_t>(std::count(is_squares, is_squares + slot, false));
   }
-  std::uint8_t* last_bits(std::size_t slot) const {
-    return is_squares[slot] ? nullptr : state[bits_at(slot)].as<std::uint8_t>();
-  }
+  std::uint8_t* last_bits(std::size_t slot) const { return state[bits_at(slot)].as<std::uint8_t>(); }
   // Where a range ends that would end here: groups of codes are not divided.
   std::ptrdiff_t edge(std::ptrdiff_t at) const {
     return is_low_precision() ? std::min((at + kCodeGroup - 1) / kCodeGroup * kCodeGroup, p.size) : at;

@@ -57,8 +57,8 @@ template <class T, class F>
 bool multiply_deep(const Product<T>& p, const F& finish) noexcept {
   const ProductKernels<T>& kernels = products<T>();
   const std::ptrdiff_t blocks = (p.depth + kProductSteps - 1) / kProductSteps, size = p.rows * p.columns;
-  if (blocks < 4 || blocks * size > kDeepest || p.a_step != 1 || p.b_column != 1 || parallel::threads() < 2)
-    return false;
+  const bool is_shared = parallel::threads() > 1 && parallel::is_shareable(size * p.depth);
+  if (!is_shared || blocks < 4 || blocks * size > kDeepest || p.a_step != 1 || p.b_column != 1) return false;
   const std::unique_ptr<T[]> parts(new (std::nothrow) T[static_cast<std::size_t>(blocks * size)]);
   if (parts == nullptr) return false;
   const std::ptrdiff_t panels = (p.columns + kernels.columns - 1) / kernels.columns;

@@ -3,7 +3,6 @@
 
 #include "../dispatch.hpp"
 #include "../parallel.hpp"
-#include "arrays.hpp"
 #include "module.hpp"
 
 namespace steepest {
@@ -52,7 +51,6 @@ void register_runtime(py::module_& m) {
   m.def("set_threading", set_threading, py::arg("engine"));
   m.def("get_threading", get_threading);
   m.def("build_info", build_info);
-  m.def("_zeros", zeros_at, py::arg("n"), py::arg("dtype"), py::arg("place"));
   // For tests.
   m.def("_set_isa", set_isa, py::arg("name"));
   m.def("_share_blocks_of", parallel::share_blocks_of, py::arg("units"));

@@ -422,6 +422,7 @@ void collectable(PyHeapTypeObject* heap_type) {
 }  // namespace
 
 void register_tensors(py::module_& m) {
+  m.def("_zeros", zeros_at, py::arg("n"), py::arg("dtype"), py::arg("place"));
   py::class_<Tensors>(m, "Tensors", py::custom_type_setup(collectable))
       .def(py::init<Optimizer&, const py::object&, const py::object&, const py::object&,
                     const std::vector<std::uintptr_t>&>(),

@@ -127,14 +127,15 @@ inline float decoded_special(std::uint32_t c, std::uint32_t base) {
 
 template <bool is_signed>
 inline std::uint32_t base_of(float scale) {
-  return (bits_of_magnitude(bits(scale)) >> kDropped<is_signed>)-kHighest;
+  const std::uint32_t top = bits_of_magnitude(bits(scale)) >> kDropped<is_signed>;
+  return top - kHighest;
 }
 
 // The upper bits of the scale of a group whose largest magnitude has these bits.
 template <bool is_signed>
 inline std::uint32_t top_of(std::uint32_t largest) {
-  constexpr std::uint32_t least = kLowestBase<is_signed> + kHighest;
-  const std::uint32_t top = (largest + (1u << kDropped<is_signed>)-1) >> kDropped<is_signed>;
+  constexpr std::uint32_t least = kLowestBase<is_signed> + kHighest, below = (1u << kDropped<is_signed>)-1;
+  const std::uint32_t top = (largest + below) >> kDropped<is_signed>;
   return top > least ? top : least;
 }
 

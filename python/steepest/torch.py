@@ -398,10 +398,8 @@ class _Steps(torch.optim.Optimizer):
         kept = self.state.get(p, {})
         dtype = self._kept_in(p)
         is_coded = dtype == torch.uint8 and len(names) > 0
-        keys = names
-        if is_coded:
-            signed = [name for name in names if _is_signed(name)]
-            keys = [name + end for end in (_CODE, _SCALE) for name in names] + [name + _BITS for name in signed]
+        ends = (_CODE, _SCALE, _BITS) if is_coded else ("",)
+        keys = [name + end for end in ends for name in names if end != _BITS or _is_signed(name)]
         taken = int(all(kept.get(name) is not None or kept.get(name + _CODE) is not None for name in names))
         scalars = {"step": float(taken), **self._scalars} if is_coded else self._scalars  # the rounding depends on it
         needed = [*scalars, *keys, *[_MASTER] * (p.dtype in _NARROW)]
