@@ -171,9 +171,10 @@ def states(storage: str) -> Counter[str]:
 @pytest.mark.skipif(sys.platform == "win32", reason="kills as POSIX does")
 def test_a_killed_trial_is_run_again_and_none_is_lost(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
+    optuna.storages.RDBStorage(storage)  # the tables, which `killable` would make at the same time
     process = start(storage, "--trials", "2", *SMALL[:-4], "--epochs", "400", "--optimizer", "adamw")
     deadline = time.monotonic() + 60
-    while not (tmp_path / "study.db").exists() or not killable(storage):
+    while not killable(storage):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGKILL)
