@@ -18,7 +18,7 @@ from steepest import reference
 from steepest._cases import DTYPES
 from steepest._cases.data import any_bits, special_values
 from steepest._cases.functions import function_points
-from steepest.reference.products import multiply_add
+from steepest.reference.arithmetic import multiply_add
 
 Array = NDArray[Any]
 parametrize_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)

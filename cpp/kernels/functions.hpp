@@ -3,24 +3,17 @@
 
 #include "vector_math.hpp"
 
-#if defined(__AVX2__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
+#if defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 
 namespace steepest {
 namespace {
 
-// a b + c, rounded once, where the CPU has it in one instruction
-#if defined(__AVX2__) || defined(__aarch64__)
-constexpr bool kFuses = true;
-inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+// a b + c, rounded once
 inline double fused(double a, double b, double c) { return __builtin_fma(a, b, c); }
-#else
-constexpr bool kFuses = false;
-template <class V>
-V fused(V a, V b, V c) = delete;
+#if defined(__AVX2__) || defined(__aarch64__)
+inline float fused(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 #endif
 #if defined(__AVX512F__)
 inline Vector<float> fused(Vector<float> a, Vector<float> b, Vector<float> c) { return _mm512_fmadd_ps(a, b, c); }
@@ -31,27 +24,25 @@ inline Vector<double> fused(Vector<double> a, Vector<double> b, Vector<double> c
 #elif defined(__aarch64__)
 inline Vector<float> fused(Vector<float> a, Vector<float> b, Vector<float> c) { return vfmaq_f32(c, a, b); }
 inline Vector<double> fused(Vector<double> a, Vector<double> b, Vector<double> c) { return vfmaq_f64(c, a, b); }
+#else
+// Of floats. Where the exact sum lies between two doubles, the one with an odd last bit then rounds as the sum would.
+inline Vector<double> fused_to_odd(Vector<double> a, Vector<double> b, Vector<double> c) {
+  const Vector<double> product = a * b, sum = product + c, part = sum - product;
+  const Vector<double> error = (product - (sum - part)) + (c - part);
+  const auto inexact = (error > 0.0) | (error < 0.0), beyond = (error > 0.0) ^ (sum > 0.0);
+  return (Vector<double>)(((decltype(inexact))sum + (beyond & inexact)) | (inexact & 1));
+}
+inline Vector<float> fused(Vector<float> a, Vector<float> b, Vector<float> c) {
+  const auto upper = [](Vector<float> x) { return _mm_cvtps_pd(_mm_movehl_ps(x, x)); };
+  const Vector<double> low = fused_to_odd(_mm_cvtps_pd(a), _mm_cvtps_pd(b), _mm_cvtps_pd(c));
+  return _mm_movelh_ps(_mm_cvtpd_ps(low), _mm_cvtpd_ps(fused_to_odd(upper(a), upper(b), upper(c))));
+}
+inline float fused(float a, float b, float c) { return fused(Vector<float>{a}, Vector<float>{b}, Vector<float>{c})[0]; }
+inline Vector<double> fused(Vector<double> a, Vector<double> b, Vector<double> c) {
+  for (int k = 0; k < 2; ++k) c[k] = fused(a[k], b[k], c[k]);  // the C library's
+  return c;
+}
 #endif
-
-// a b + c for an a b that is exact: whether it is rounded by itself makes no difference then.
-template <class V>
-inline V plus_exact(V a, Element<V> b, V c) {
-  if constexpr (kFuses) {
-    return fused(a, all<V>(b), c);
-  } else {
-    return a * b + c;
-  }
-}
-
-// (1 + x) scale, for a power of two: rounded once either way.
-template <class V>
-inline V scaled_1p(V x, V scale) {
-  if constexpr (kFuses) {
-    return fused(x, scale, scale);
-  } else {
-    return (Element<V>(1) + x) * scale;
-  }
-}
 
 // The larger one; b if a is not a number. One instruction, but for NEON, whose own differs in zeros.
 template <class V>
@@ -71,10 +62,10 @@ inline Vector<double> above(Vector<double> a, Vector<double> b) { return _mm_max
 
 template <std::size_t i = 0, std::size_t n, class T, class V>
 inline V polynomial(const T (&c)[n], V x) {
-  if constexpr (i + 2 < n) {
-    return c[i] + x * polynomial<i + 1>(c, x);
+  if constexpr (i + 1 < n) {
+    return fused(x, polynomial<i + 1>(c, x), all<V>(c[i]));
   } else {
-    return c[i] + x * c[i + 1];
+    return all<V>(c[i]);
   }
 }
 
@@ -84,14 +75,15 @@ inline T exponential(T x) {
   using F = Float<T>;
   constexpr Bits<T> half_offset = 4 * F::bias;  // even, and larger than any -k: keeps the halved k unsigned
   x = clip(x, F::exp_lowest, F::exp_highest);
-  const T shifted = x * F::log2_e + F::magic;
+  const T shifted = fused(x, F::log2_e, F::magic);
   const T k = shifted - F::magic;
-  const T r = plus_exact(k, -F::ln2_lo, plus_exact(k, -F::ln2_hi, x));
-  const T y = r + r * r * polynomial(F::exp_poly, r);
+  const T r = fused(k, -F::ln2_lo, fused(k, -F::ln2_hi, x));
+  const T y = fused(r * r, polynomial(F::exp_poly, r), r);
   const Bits<T> n = bits(shifted) - bits(F::magic);
   const Bits<T> n1 = ((n + half_offset) >> 1) - half_offset / 2;
   const Bits<T> n2 = n - n1;
-  return scaled_1p(y, from_bits<T>((n1 + F::bias) << F::mantissa)) * from_bits<T>((n2 + F::bias) << F::mantissa);
+  const T scale = from_bits<T>((n1 + F::bias) << F::mantissa);
+  return fused(y, scale, scale) * from_bits<T>((n2 + F::bias) << F::mantissa);
 }
 
 template <std::size_t i = 0, int R, std::size_t n, class T, class V>
@@ -99,7 +91,7 @@ inline void polynomials(const T (&c)[n], const V* x, V* y) {
   if constexpr (i + 1 < n) {
     polynomials<i + 1, R>(c, x, y);
 #pragma GCC unroll 16
-    for (int k = 0; k < R; ++k) y[k] = c[i] + x[k] * y[k];
+    for (int k = 0; k < R; ++k) y[k] = fused(x[k], y[k], all<V>(c[i]));
   } else {
 #pragma GCC unroll 16
     for (int k = 0; k < R; ++k) y[k] = all<V>(c[i]);
@@ -110,25 +102,27 @@ inline void polynomials(const T (&c)[n], const V* x, V* y) {
 // `magic` carries the exponent of 2^(k + up) with it (even, so that ties round alike), and the shift drops the rest.
 // R registers in step: one after the other, each waits for its own results.
 template <int R, class V>
-inline void exponentials_of_negatives(V* x) {
+__attribute__((always_inline)) inline void exponentials_of_negatives(V* x) {
   using T = Element<V>;
   using F = Float<T>;
   constexpr T down = F::mantissa == 23 ? T(0x1p-33) : T(0x1p-65);
   constexpr T magic = F::magic + T(F::bias + (F::mantissa == 23 ? 33 : 65));
-  V shifted[R], r[R], y[R];
+  V shifted[R], r[R], y[R], scale[R];
 #pragma GCC unroll 16
   for (int k = 0; k < R; ++k) x[k] = above(all<V>(F::exp_lowest), x[k]);
 #pragma GCC unroll 16
-  for (int k = 0; k < R; ++k) shifted[k] = x[k] * F::log2_e + magic;
+  for (int k = 0; k < R; ++k) shifted[k] = fused(x[k], all<V>(F::log2_e), all<V>(magic));
 #pragma GCC unroll 16
-  for (int k = 0; k < R; ++k) r[k] = plus_exact(shifted[k] - magic, -F::ln2_hi, x[k]);
+  for (int k = 0; k < R; ++k) r[k] = fused(shifted[k] - magic, all<V>(-F::ln2_hi), x[k]);
 #pragma GCC unroll 16
-  for (int k = 0; k < R; ++k) r[k] = plus_exact(shifted[k] - magic, -F::ln2_lo, r[k]);
+  for (int k = 0; k < R; ++k) r[k] = fused(shifted[k] - magic, all<V>(-F::ln2_lo), r[k]);
   polynomials<0, R>(F::exp_poly, r, y);
 #pragma GCC unroll 16
-  for (int k = 0; k < R; ++k) y[k] = r[k] + r[k] * r[k] * y[k];
+  for (int k = 0; k < R; ++k) y[k] = fused(r[k] * r[k], y[k], r[k]);
 #pragma GCC unroll 16
-  for (int k = 0; k < R; ++k) x[k] = scaled_1p(y[k], from_bits<V>(bits(shifted[k]) << F::mantissa)) * down;
+  for (int k = 0; k < R; ++k) scale[k] = from_bits<V>(bits(shifted[k]) << F::mantissa);
+#pragma GCC unroll 16
+  for (int k = 0; k < R; ++k) x[k] = fused(y[k], scale[k], scale[k]) * down;
 }
 
 template <class V>
@@ -156,8 +150,8 @@ inline V logarithm(V x) {
   const V s = f / (T(2) + f);
   const V z = s * s;
   const V half_f2 = T(0.5) * f * f;
-  const V low = plus_exact(k, F::ln2_lo, s * (half_f2 + z * polynomial(F::log_poly, z)));
-  const V y = plus_exact(k, F::ln2_hi, f - (half_f2 - low));
+  const V low = fused(k, all<V>(F::ln2_lo), s * fused(z, polynomial(F::log_poly, z), half_f2));
+  const V y = fused(k, all<V>(F::ln2_hi), f - (half_f2 - low));
   const V special = x == 0 ? all<V>(-F::infinity) : x == F::infinity ? x : all<V>(F::nan);
   return ((x > 0) & (x < F::infinity)) ? y : special;
 }
@@ -184,12 +178,12 @@ inline T hyperbolic_tangent(T x) {
   using F = Float<T>;
   constexpr T far = F::mantissa == 23 ? T(20) : T(44);  // beyond it the result rounds to 1
   const T y = T(-2) * (magnitude(x) > far ? far : magnitude(x));
-  const T shifted = y * F::log2_e + F::magic;
+  const T shifted = fused(y, F::log2_e, F::magic);
   const T k = shifted - F::magic;
-  const T r = plus_exact(k, -F::ln2_lo, plus_exact(k, -F::ln2_hi, y));
-  const T p = r + r * r * polynomial(F::exp_poly, r);
+  const T r = fused(k, -F::ln2_lo, fused(k, -F::ln2_hi, y));
+  const T p = fused(r * r, polynomial(F::exp_poly, r), r);
   const T two_k = from_bits<T>((bits(shifted) - bits(F::magic) + F::bias) << F::mantissa);
-  const T t = plus_exact(p, two_k, two_k - T(1));
+  const T t = fused(p, two_k, two_k - T(1));
   const T result = -t / (t + T(2));
   return x < 0 ? -result : x == 0 ? x : result;
 }

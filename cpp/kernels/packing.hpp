@@ -5,10 +5,6 @@
 
 #include "vector_math.hpp"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 namespace steepest {
 namespace {
 

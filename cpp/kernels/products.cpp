@@ -1,52 +1,8 @@
 // Matrix products that are too small for BLAS, which copies its operands first. Compiled once per ISA.
-#include "vector_math.hpp"
-
-#if defined(__x86_64__)
-#include <immintrin.h>
-#elif defined(__aarch64__)
-#include <arm_neon.h>
-#endif
+#include "functions.hpp"
 
 namespace steepest {
 namespace {
-
-// a b + c, rounded once: half the instructions.
-inline Vector<float> multiply_add(float a, Vector<float> b, Vector<float> c) {
-#if defined(__AVX512F__)
-  return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c);
-#elif defined(__AVX2__)
-  return _mm256_fmadd_ps(_mm256_set1_ps(a), b, c);
-#elif defined(__aarch64__)
-  return vfmaq_n_f32(c, b, a);
-#else
-  for (int i = 0; i < 4; ++i) {
-    const double product = static_cast<double>(a) * static_cast<double>(b[i]), before = static_cast<double>(c[i]);
-    const double sum = product + before, part = sum - product;
-    const double error = (product - (sum - part)) + (before - part);
-    // The exact sum lies between two doubles: the one with an odd last bit then rounds as the sum itself would.
-    std::int64_t bits;
-    __builtin_memcpy(&bits, &sum, sizeof bits);
-    if (bits % 2 == 0 && (error > 0 || error < 0)) bits += (error > 0) == (sum > 0) ? 1 : -1;
-    double odd;
-    __builtin_memcpy(&odd, &bits, sizeof odd);
-    c[i] = static_cast<float>(odd);
-  }
-  return c;
-#endif
-}
-
-inline Vector<double> multiply_add(double a, Vector<double> b, Vector<double> c) {
-#if defined(__AVX512F__)
-  return _mm512_fmadd_pd(_mm512_set1_pd(a), b, c);
-#elif defined(__AVX2__)
-  return _mm256_fmadd_pd(_mm256_set1_pd(a), b, c);
-#elif defined(__aarch64__)
-  return vfmaq_n_f64(c, b, a);
-#else
-  for (int i = 0; i < 2; ++i) c[i] = __builtin_fma(a, b[i], c[i]);  // the C library's, which rounds once too
-  return c;
-#endif
-}
 
 // The sums of a tile, of 6 rows and 2 vectors of columns, fill 12 of 16 registers.
 constexpr std::ptrdiff_t kRows = 6, kVectors = 2;
@@ -80,7 +36,7 @@ void tile(const Product<T>& p, const T* a, const T* b, std::ptrdiff_t width, T* 
     for (std::ptrdiff_t r = 0; r < R; ++r) {
       const T left = a[r * p.a_row + k * p.a_step];
 #pragma GCC unroll 2
-      for (std::ptrdiff_t v = 0; v < V; ++v) sums[r][v] = multiply_add(left, right[v], sums[r][v]);
+      for (std::ptrdiff_t v = 0; v < V; ++v) sums[r][v] = fused(all<Lanes>(left), right[v], sums[r][v]);
     }
   }
 #pragma GCC unroll 6

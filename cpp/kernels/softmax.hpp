@@ -37,7 +37,7 @@ inline auto is_masked(V e) {
 
 // e, from d = x - max
 template <bool smoothed, class T>
-inline void numerators(Lanes<T>& d, const Lanes<T>& x) {
+__attribute__((always_inline)) inline void numerators(Lanes<T>& d, const Lanes<T>& x) {
   exponentials<T>(d);
   if constexpr (smoothed) {
     const auto masked = all<Vector<T>>(-T(0));
@@ -312,20 +312,21 @@ inline void exponentials_of_row(const SoftmaxRows<T>& a, std::ptrdiff_t i, RowVa
     v.unmasked[i] = sum_of<T>(n, [=](auto at) { return unmasked(at(x)); });
   }
   const std::ptrdiff_t ahead = n < kFetched ? 2 * n : 0;
-  v.sum[i] = sum_in_lanes<T>(n, [=](std::ptrdiff_t j, std::ptrdiff_t count, Lanes<T>& sums) {
-    Lanes<T> z, y;
-    for (std::ptrdiff_t at = 0; at < kRowLanes; at += 64 / std::ptrdiff_t{sizeof(T)}) {
-      __builtin_prefetch(x + j + ahead + at, 0, 2);
-      __builtin_prefetch(e + j + ahead + at, 0, 2);
-    }
-    load_lanes(x + j, count, -Float<T>::infinity, z);
+  v.sum[i] =
+      sum_in_lanes<T>(n, [=](std::ptrdiff_t j, std::ptrdiff_t count, Lanes<T>& sums) __attribute__((always_inline)) {
+        Lanes<T> z, y;
+        for (std::ptrdiff_t at = 0; at < kRowLanes; at += 64 / std::ptrdiff_t{sizeof(T)}) {
+          __builtin_prefetch(x + j + ahead + at, 0, 2);
+          __builtin_prefetch(e + j + ahead + at, 0, 2);
+        }
+        load_lanes(x + j, count, -Float<T>::infinity, z);
 #pragma GCC unroll 16
-    for (int r = 0; r < kRowRegisters<T>; ++r) y[r] = z[r] - top_t;
-    numerators<smoothed, T>(y, z);
-    store_lanes(e + j, count, y);
+        for (int r = 0; r < kRowRegisters<T>; ++r) y[r] = z[r] - top_t;
+        numerators<smoothed, T>(y, z);
+        store_lanes(e + j, count, y);
 #pragma GCC unroll 16
-    for (int r = 0; r < kRowRegisters<T>; ++r) sums[r] += y[r];
-  });
+        for (int r = 0; r < kRowRegisters<T>; ++r) sums[r] += y[r];
+      });
   v.e_label[i] = static_cast<double>(e[v.label[i]]);
   v.below[i] = 0;
   if (v.sum[i] >= 2) return;

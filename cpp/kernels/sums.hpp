@@ -97,7 +97,7 @@ using Lanes = Vector<T>[kRowRegisters<T>];
 
 // n <= kRowLanes elements; the other lanes get `rest`.
 template <class T>
-inline void load_lanes(const T* x, std::ptrdiff_t n, T rest, Lanes<T>& y) {
+__attribute__((always_inline)) inline void load_lanes(const T* x, std::ptrdiff_t n, T rest, Lanes<T>& y) {
   constexpr int width = kLanesOf<T>;
 #pragma GCC unroll 16
   for (int r = 0; r < kRowRegisters<T>; ++r) {
@@ -111,7 +111,7 @@ inline void load_lanes(const T* x, std::ptrdiff_t n, T rest, Lanes<T>& y) {
 }
 
 template <class T>
-inline void store_lanes(T* x, std::ptrdiff_t n, const Lanes<T>& y) {
+__attribute__((always_inline)) inline void store_lanes(T* x, std::ptrdiff_t n, const Lanes<T>& y) {
   constexpr int width = kLanesOf<T>;
 #pragma GCC unroll 16
   for (int r = 0; r < kRowRegisters<T>; ++r) {
@@ -126,7 +126,7 @@ inline void store_lanes(T* x, std::ptrdiff_t n, const Lanes<T>& y) {
 
 // e^x for x <= 0
 template <class T>
-inline void exponentials(Lanes<T>& x) {
+__attribute__((always_inline)) inline void exponentials(Lanes<T>& x) {
   constexpr int in_step = kRowRegisters<T> < 4 ? kRowRegisters<T> : sizeof(T) == 4 ? 4 : 2;
 #pragma GCC unroll 16
   for (int r = 0; r < kRowRegisters<T>; r += in_step) exponentials_of_negatives<in_step>(x + r);

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from steepest.reference.functions import Array
+from steepest.reference.arithmetic import Array
 
 GROUP = 256  # elements that share a scale
 SHARING = 32  # elements that share half as many hashes

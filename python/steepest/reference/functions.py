@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[Any]
+from steepest.reference.arithmetic import Array, multiply_add
 
 
 def flush(x: Array) -> Array:
@@ -75,7 +74,7 @@ _FLOATS = {
 def _polynomial(coefficients: Sequence[Any], x: Any) -> Any:
     y = coefficients[-1]
     for c in reversed(coefficients[:-1]):
-        y = c + x * y
+        y = multiply_add(x, y, c)
     return y
 
 
@@ -86,10 +85,10 @@ def exp(x: Any) -> Any:
     U = f.bits
     with np.errstate(all="ignore"):
         x = np.where(x < f.exp_lowest, f.exp_lowest, np.where(x > f.exp_highest, f.exp_highest, x))
-        shifted = x * f.log2_e + f.magic
+        shifted = multiply_add(x, f.log2_e, f.magic)
         k = shifted - f.magic
-        r = (x - k * f.ln2_hi) - k * f.ln2_lo
-        y = f.T(1) + (r + r * r * _polynomial(f.exp_poly, r))
+        r = (x - k * f.ln2_hi) - k * f.ln2_lo  # whose products are exact
+        y = f.T(1) + multiply_add(r * r, _polynomial(f.exp_poly, r), r)
         n = shifted.view(U) - f.magic.view(U)
         half = ((n + U(4 * f.bias)) >> U(1)) - U(2 * f.bias)
         for part in (half, n - half):  # 2^k in two factors: a subnormal result is rounded once
@@ -113,7 +112,7 @@ def log(x: Any) -> Any:
         s = m / (T(2) + m)
         z = s * s
         half = T(0.5) * m * m
-        tail = s * (half + z * _polynomial(f.log_poly, z)) + k * f.ln2_lo
+        tail = s * multiply_add(z, _polynomial(f.log_poly, z), half) + k * f.ln2_lo
         y = k * f.ln2_hi - ((half - tail) - m)
         inf = T(np.inf)
         special = np.where(x == 0, -inf, np.where(x == inf, x, T(np.nan)))
@@ -146,10 +145,10 @@ def tanh(x: Any) -> Any:
         size = np.abs(x)
         far = T(20 if T is np.float32 else 44)
         y = T(-2) * np.where(size > far, far, size)
-        shifted = y * f.log2_e + f.magic
+        shifted = multiply_add(y, f.log2_e, f.magic)
         k = shifted - f.magic
         r = (y - k * f.ln2_hi) - k * f.ln2_lo
-        p = r + r * r * _polynomial(f.exp_poly, r)
+        p = multiply_add(r * r, _polynomial(f.exp_poly, r), r)
         two_k = ((shifted.view(U) - f.magic.view(U) + U(f.bias)) << U(f.mantissa)).view(T)
         t = two_k * p + (two_k - T(1))
         result = -t / (t + T(2))

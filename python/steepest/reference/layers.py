@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from steepest.reference.functions import Array, sigmoid, tanh
+from steepest.reference.arithmetic import Array
+from steepest.reference.functions import sigmoid, tanh
 
 Pair = tuple[int, int]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from steepest.reference.functions import Array, exp, log, log1p, sgn
+from steepest.reference.arithmetic import Array
+from steepest.reference.functions import exp, log, log1p, sgn
 from steepest.reference.sums import FEW_CLASSES, ROW_LANES, row_sums, sums_less_one, total, total_of_rows, value
 
 DOWN, UP = 2.0**-64, 2.0**64  # of distances: that of two float64 logits may overflow

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from steepest.reference.functions import Array
+from steepest.reference.arithmetic import Array
 from steepest.reference.layers import Pair, im2col, max_pool
 
 ROUND = np.float32(1.5 * 2**23)  # adding and taking it away rounds to the nearest integer, ties to even

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from steepest.reference.functions import Array, exp, flush, larger, power, sgn
+from steepest.reference.arithmetic import Array
+from steepest.reference.functions import exp, flush, larger, power, sgn
 
 State: TypeAlias = dict[str, Any]
 

@@ -8,20 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from steepest.reference.functions import Array
+from steepest.reference.arithmetic import Array, add
 
 SUM_BLOCK = 2048  # a sum is made over blocks of so many elements
 LANES = 16  # within a block in so many lanes,
 SHORT = 32  # unless the block is shorter than this
 ROW_LANES = 32  # lanes of a row's sum in the element type
 MAX_ROWS, TILE, FEW_CLASSES = 256, 16, 32  # rows of a block of softmax; rows of few classes come in tiles
-
-
-def add(hi: Any, lo: Any, x: Any) -> tuple[Any, Any]:
-    """What rounding loses goes to lo (Knuth's two-sum)."""
-    s = hi + x
-    t = s - hi
-    return s, lo + ((hi - (s - t)) + (x - t))
 
 
 def row_sums(terms: Array, dtype: Any = None) -> tuple[Array, Array]:
