@@ -75,6 +75,39 @@ def test_other_models_and_larger_products_go_layer_by_layer(monkeypatch: pytest.
         assert model._is_chained == chained
 
 
+@pytest.mark.parametrize("chained", [True, False])
+def test_large_products_of_mostly_zeros_are_our_own(chained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    x, grad = rng.normal(size=(30, 700)).astype(np.float32), rng.normal(size=(30, 3)).astype(np.float32)
+    x[rng.random(x.shape) < 0.9] = 0
+    model = nn.Sequential([nn.Dense(40), nn.ReLU(), nn.Dense(3)], 700)
+    runs = []
+    for small_work in (nn.layers.SMALL_WORK, 40 * 3 * 30):
+        monkeypatch.setattr(nn.layers, "SMALL_WORK", small_work)
+        model = nn.Sequential([nn.Dense(40), nn.ReLU(), nn.Dense(3)], 700)
+        if not chained:
+            model._chain = None
+        outputs = model.forward(x, train=True).tobytes()
+        model.backward(grad.copy())
+        assert model._is_chained == chained
+        assert model.layers[0]._is_small or chained  # type: ignore[attr-defined]
+        runs.append((outputs, model.grads.tobytes()))
+    assert runs[0] == runs[1]
+    model.forward(np.ones_like(x), train=True)
+    assert not model._is_chained and not model.layers[0]._is_small  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_weight_that_is_not_finite_shows_where_its_input_is_zero(bad: float) -> None:
+    x = np.zeros((64, 400), np.float32)
+    x[:, ::10] = 1
+    model = nn.Sequential([nn.Dense(48)], 400)
+    assert np.isfinite(model.forward(x)).all()
+    model.layers[0].params["weight"][1, 5] = bad
+    outputs = model.forward(x)
+    assert np.isnan(outputs[:, 5]).all() and np.isfinite(np.delete(outputs, 5, axis=1)).all()
+
+
 @pytest.mark.parametrize("layers", MODELS)
 def test_training_gives_the_same_bits(layers: str) -> None:
     rng = np.random.default_rng(0)

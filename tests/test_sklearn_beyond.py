@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 import steepest as sp
 from steepest.callbacks import Callback, EarlyStopping, ModelCheckpoint, ReduceLROnPlateau
 from steepest.sklearn import MLPClassifier, MLPRegressor
-from steepest.sklearn._network import PLANS, SOLVERS
+from steepest.sklearn._network import PLANS, SOLVERS, Samples
 
 Array = NDArray[Any]
 
@@ -246,6 +246,21 @@ def test_sparse_matrices_train_and_predict_as_dense_ones(form: str) -> None:
         settings: dict[str, Any] = {"max_iter": 4, "solver": solver, "random_state": 0, "early_stopping": True}
         a, b = MLPClassifier(**settings).fit(x, y), MLPClassifier(**settings).fit(held, y)
         assert same(a, b) and np.array_equal(a.predict_proba(x), b.predict_proba(held))
+
+
+def test_sparse_batches_leave_nothing_behind() -> None:
+    """Of several sizes, with entries in several parts, and zeros among them; the matrix stays as it was."""
+    rng = np.random.default_rng(0)
+    rows, columns, values = rng.integers(0, 50, 900), rng.integers(0, 30, 900), rng.integers(-2, 3, 900) / 4
+    indptr = np.searchsorted(np.sort(rows), np.arange(51))
+    held = sparse.csr_array((values, columns, indptr), (50, 30))
+    assert not held.has_canonical_format
+    expected = held.toarray()
+    samples = Samples(held, np.arange(50), None)
+    for picked in (np.arange(20), np.arange(20, 27), slice(0, 50), np.array([3, 3, 49]), slice(40, 50)):
+        batch, y, _ = samples.take(picked)
+        assert np.array_equal(batch, expected[picked]) and np.array_equal(y, np.arange(50)[picked])
+    assert held.nnz == 900 and not held.has_canonical_format
 
 
 def test_float32_stays_float32(iris: tuple[Array, Array]) -> None:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <new>
 
@@ -47,6 +48,46 @@ bool by_rows(const Product<T>& p) {
   return p.a_step == 1 ? p.columns < 4 * products<T>().columns : p.rows >= p.columns;
 }
 
+// Whether at most half of the pairs of neighbours in a row's step, (rows - 1, depth) of them, are not both 0. By a
+// sample.
+template <class T>
+bool is_mostly_zero(const T* a, std::ptrdiff_t a_row, std::ptrdiff_t a_step, std::ptrdiff_t rows,
+                    std::ptrdiff_t depth) {
+  constexpr std::ptrdiff_t samples = 128;
+  if (rows < 2 || depth < 1) return false;
+  std::ptrdiff_t nonzero = 0;
+  for (std::ptrdiff_t i = 0; i < samples; ++i) {
+    const std::ptrdiff_t row = i * (rows - 1) / samples, step = i * 97 % samples * depth / samples;
+    const T* const x = a + row * a_row + step * a_step;
+    nonzero += x[0] != 0 || x[a_row] != 0;
+  }
+  return nonzero <= samples / 2;
+}
+
+// Whether it pays to leave out where a is 0, which is done for two rows at a time: the bits are the same either way.
+template <class T>
+bool is_sparse(const Product<T>& p) {
+  constexpr std::ptrdiff_t least_work = 1 << 16;
+  const bool fits = p.b_column == 1 && (p.a_step == 1 || p.a_row == 1) && p.columns >= products<T>().columns / 2;
+  if (!fits || p.rows * p.columns * p.depth < least_work) return false;
+  if (!is_mostly_zero(p.a, p.a_row, p.a_step, p.rows, p.depth)) return false;
+  std::atomic<bool> is_finite{true};  // b: 0 times what is not would be left out
+  parallel::for_ranges(
+      p.depth, p.columns * static_cast<std::ptrdiff_t>(sizeof(T)),
+      [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+        const T* x = p.b + begin * p.b_step;
+        if (p.b_step == p.columns) {
+          if (!products<T>().is_finite(x, (end - begin) * p.columns)) is_finite = false;
+          return;
+        }
+        for (; begin < end; ++begin, x += p.b_step) {
+          if (!products<T>().is_finite(x, p.columns)) is_finite = false;
+        }
+      },
+      parallel::Pace::brisk);
+  return is_finite;
+}
+
 // Products of at most so many elements in all blocks of steps are shared by these.
 constexpr std::ptrdiff_t kDeepest = 1 << 16;
 
@@ -54,26 +95,26 @@ constexpr std::ptrdiff_t kDeepest = 1 << 16;
 // other, as they would have been. So whoever multiplies with some rows of the weights is who will compute their
 // gradient and update them, and finds them in its own cache. Whether it was done.
 template <class T, class F>
-bool multiply_deep(const Product<T>& p, const F& finish) noexcept {
+bool multiply_deep(const Product<T>& p, bool is_sparse, const F& finish) noexcept {
   const ProductKernels<T>& kernels = products<T>();
   const std::ptrdiff_t blocks = (p.depth + kProductSteps - 1) / kProductSteps, size = p.rows * p.columns;
   const bool is_shared = parallel::threads() > 1 && parallel::is_shareable(size * p.depth);
   if (!is_shared || blocks < 4 || blocks * size > kDeepest || p.a_step != 1 || p.b_column != 1) return false;
   const std::unique_ptr<T[]> parts(new (std::nothrow) T[static_cast<std::size_t>(blocks * size)]);
   if (parts == nullptr) return false;
-  const std::ptrdiff_t panels = (p.columns + kernels.columns - 1) / kernels.columns;
+  const std::ptrdiff_t share = is_sparse ? p.columns : kernels.columns, panels = (p.columns + share - 1) / share;
   parallel::for_ranges(
-      blocks * panels, kernels.columns * p.rows * std::min(p.depth, kProductSteps),
+      blocks * panels, share * p.rows * std::min(p.depth, kProductSteps),
       [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
         for (; begin < end; ++begin) {
-          const std::ptrdiff_t step = begin / panels * kProductSteps, column = begin % panels * kernels.columns;
-          Product<T> block = part(p, 0, p.rows, column, std::min(kernels.columns, p.columns - column));
+          const std::ptrdiff_t step = begin / panels * kProductSteps, column = begin % panels * share;
+          Product<T> block = part(p, 0, p.rows, column, std::min(share, p.columns - column));
           block.a += step;
           block.b += step * p.b_step;
           block.depth = std::min(kProductSteps, p.depth - step);
           block.c = parts.get() + begin / panels * size + column;
           block.c_row = p.columns;
-          kernels.matmul(block);
+          is_sparse ? kernels.matmul_sparse(block) : kernels.matmul(block);
         }
       },
       parallel::Pace::brisk);
@@ -99,12 +140,13 @@ bool multiply_deep(const Product<T>& p, const F& finish) noexcept {
 // traffic. What is finished is handed to `finish(c, rows, column, columns)`, c beginning there.
 template <class T, class F>
 void multiply(const Product<T>& p, const F& finish) noexcept {
-  const bool rows = by_rows(p);
+  const bool sparse = is_sparse(p), rows = sparse || by_rows(p);
   const std::ptrdiff_t length = rows ? p.rows : p.columns, across = rows ? p.columns : p.rows;
   const ProductKernels<T>& kernels = products<T>();
-  const std::ptrdiff_t share = rows ? kernels.rows : kernels.columns, shares = (length + share - 1) / share;
-  if (length == 0 || across == 0 || multiply_deep(p, finish)) return;
-  const std::ptrdiff_t wanted = std::min((kBlocks + shares - 1) / shares, across / kernels.rows);
+  const std::ptrdiff_t share = sparse ? kernels.sparse_rows : rows ? kernels.rows : kernels.columns;
+  const std::ptrdiff_t shares = (length + share - 1) / share;
+  if (length == 0 || across == 0 || multiply_deep(p, sparse, finish)) return;
+  const std::ptrdiff_t wanted = sparse ? 1 : std::min((kBlocks + shares - 1) / shares, across / kernels.rows);
   const std::ptrdiff_t strips = std::max((across + kStrip - 1) / kStrip, wanted);
   const std::ptrdiff_t strip_size = (across + strips - 1) / strips;
   parallel::for_ranges(
@@ -118,7 +160,7 @@ void multiply(const Product<T>& p, const F& finish) noexcept {
           const std::ptrdiff_t m = std::min(strip_size, across - side);
           if (m <= 0) return;
           const Product<T> block = rows ? part(p, from, n, side, m) : part(p, side, m, from, n);
-          kernels.matmul(block);
+          sparse ? kernels.matmul_sparse(block) : kernels.matmul(block);
           finish(block.c, block.rows, rows ? side : from, block.columns);
         }
       },

@@ -268,7 +268,10 @@ struct Product {
 template <class T>
 struct ProductKernels {
   void (*matmul)(const Product<T>&) noexcept;
-  std::ptrdiff_t rows, columns;  // of which a part should have a multiple
+  // The same bits, sooner where much of a is 0; all of b is finite, one of a's axes and b's columns have stride 1.
+  void (*matmul_sparse)(const Product<T>&) noexcept;
+  bool (*is_finite)(const T*, std::ptrdiff_t n) noexcept;
+  std::ptrdiff_t rows, columns, sparse_rows;  // of which a part should have a multiple
 };
 
 // Adds the arrays read to those updated, or into those written; the arrays come in the order updated, written, read.

@@ -1,5 +1,5 @@
 // Matrix products that are too small for BLAS, which copies its operands first. Compiled once per ISA.
-#include "functions.hpp"
+#include "sparse_products.hpp"
 
 namespace steepest {
 namespace {
@@ -154,11 +154,27 @@ void matmul(const Product<T>& p) noexcept {
   } while (k < p.depth);
 }
 
+template <class T>
+void matmul_sparse(const Product<T>& p) noexcept {
+  if (p.columns < kLanesOf<T> || p.depth == 0) return matmul(p);
+  sparse_product(p);
+}
+
+template <class T>
+bool is_finite(const T* x, std::ptrdiff_t n) noexcept {
+  T sum = 0;  // of zeros, or not a number
+#pragma omp simd reduction(+ : sum)
+  for (std::ptrdiff_t i = 0; i < n; ++i) sum += x[i] * T(0);
+  return sum == 0;
+}
+
 }  // namespace
 
 extern const ProductKernels<float> STEEPEST_NAME(products_f32);
 extern const ProductKernels<double> STEEPEST_NAME(products_f64);
-const ProductKernels<float> STEEPEST_NAME(products_f32) = {matmul<float>, 4 * kRows, kVectors* kLanesOf<float>};
-const ProductKernels<double> STEEPEST_NAME(products_f64) = {matmul<double>, 4 * kRows, kVectors* kLanesOf<double>};
+const ProductKernels<float> STEEPEST_NAME(products_f32) = {matmul<float>, matmul_sparse<float>,      is_finite<float>,
+                                                           4 * kRows,     kVectors* kLanesOf<float>, kSparseRows};
+const ProductKernels<double> STEEPEST_NAME(products_f64) = {
+    matmul<double>, matmul_sparse<double>, is_finite<double>, 4 * kRows, kVectors* kLanesOf<double>, kSparseRows};
 
 }  // namespace steepest

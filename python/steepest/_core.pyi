@@ -127,6 +127,7 @@ def dropout(x: NDArray[Any], uniform: NDArray[Any], rate: float, out: NDArray[An
 def take_rows(array: NDArray[Any], rows: NDArray[np.int64], out: NDArray[Any]) -> None:
     """out = array[rows], for rows next to each other in memory."""
 
+def is_mostly_zero(x: NDArray[Any]) -> bool: ...
 def matmul(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any]) -> None: ...
 def dense(
     x: NDArray[Any],

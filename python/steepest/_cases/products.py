@@ -19,6 +19,9 @@ SHAPES += [(3, depth, 6) for depth in (1, 127, 128, 129, 300)] + [(0, 3, 2), (2,
 SHAPES += [(130, 32, 40), (300, 5, 270)]  # more than a strip of rows and of columns
 SHAPES += [(5, 520, 130), (1, 385, 128), (7, 900, 150)]  # shared by their steps
 
+# An a of many zeros: odd numbers of rows, rests of steps and of columns
+SPARSE = [(3, 700, 33), (16, 300, 47), (40, 33, 100), (133, 40, 31), (33, 520, 130), (2, 260, 128), (70, 130, 8)]
+
 
 def _by_reference(a: Array, b: Array, bias: Array) -> Expected:
     product = reference.matmul(a, b)
@@ -47,10 +50,13 @@ def _matmul_cases(dtype: Any, quick: bool) -> Iterator[Case]:
         "spread": lambda shape: spread(rng, shape, dtype),
         "special": lambda shape: np.where(rng.random(shape) < 0.05, special(shape), normal(rng, shape, dtype)),
     }
-    for i, (rows, depth, columns) in enumerate(SHAPES):
+    for i, (rows, depth, columns) in enumerate(SHAPES + SPARSE):
         for j, (kind, make) in enumerate(kinds.items()):
             a, b, bias = make((rows, depth)), make((depth, columns)), make((columns,))
             orders = ("CC", "CF", "FC", "FF")[(i + j) % 4]
+            if i >= len(SHAPES):
+                a[rng.random(a.shape) < (0.75, 0.9, 0.99)[i % 3]] = rng.choice([0.0, -0.0])
+                orders = ("CC", "FC")[(i + j) % 2]
             options = {"a": a, "b": b, "orders": orders, "values": kind, "start": i % 2}
             yield Case(
                 f"matmul, {describe(options)}",

@@ -151,7 +151,9 @@ class Sequential:
             frozen += index < first
         if frozen == len(links):
             return None
-        self._chain_rows = layers.SMALL_WORK // max(weight.size for weight, *_ in links)
+        first_size, *sizes = (weight.size for weight, *_ in links)
+        self._sparse_rows = layers.SMALL_WORK // max(sizes, default=1)
+        self._chain_rows = min(self._sparse_rows, layers.SMALL_WORK // first_size)
         return _core.Chain(links, frozen)
 
     def _segments(self, flat: Array) -> tuple[Array, Array]:
@@ -196,7 +198,9 @@ class Sequential:
             x = self._with_channel(x)
         if not well_formed(x, self.dtype):
             x = self._converted("x", x)
-        self._is_chained = self._chain is not None and len(x) <= self._chain_rows
+        if self._chain is not None:
+            rows = len(x)
+            self._is_chained = rows <= self._chain_rows or (rows <= self._sparse_rows and _core.is_mostly_zero(x))
         if self._is_chained:
             return self._chain.forward(x)  # type: ignore[union-attr]
         for layer in self.layers:

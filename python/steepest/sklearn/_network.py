@@ -161,8 +161,12 @@ class Samples:
 
     def __init__(self, x: Any, y: Array, weight: Array | None) -> None:
         self.x = x.tocsr() if sparse.issparse(x) else x
+        if sparse.issparse(x) and not self.x.has_canonical_format:  # an entry may be in several parts
+            self.x = self.x.copy()
+            self.x.sum_duplicates()
         self.y, self.weight = y, weight
         self._buffer = Buffers(x.dtype)
+        self._filled: tuple[Array, Array] | None = None  # the last batch of sparse inputs, and where it is not 0
 
     def __len__(self) -> int:
         return len(self.y)
@@ -173,7 +177,7 @@ class Samples:
 
     def take(self, rows: slice | Array) -> tuple[Array, Array, Array | None]:
         """The rows, in arrays that the next call reuses."""
-        x = dense(self.x, rows) if sparse.issparse(self.x) else self._rows("x", self.x, rows)
+        x = self._dense(rows) if sparse.issparse(self.x) else self._rows("x", self.x, rows)
         weight = None if self.weight is None else self._rows("weight", self.weight, rows)
         return x, self._rows("y", self.y, rows), weight
 
@@ -187,6 +191,19 @@ class Samples:
     def chunks(self) -> Iterator[slice]:
         """Slices that cover all rows in order."""
         return (slice(start, start + CHUNK) for start in range(0, len(self), CHUNK))
+
+    def _dense(self, rows: slice | Array) -> Array:
+        """Rows of the sparse inputs, in an array of which only what the last ones left is cleared."""
+        if self._filled is not None:
+            batch, places = self._filled
+            batch.reshape(-1)[places] = 0
+        part = self.x[rows]
+        n, features = part.shape
+        batch = self._buffer("x", part.shape, fill=0)
+        places = np.repeat(np.arange(n) * features, np.diff(part.indptr)) + part.indices
+        batch.reshape(-1)[places] = part.data
+        self._filled = batch, places
+        return batch
 
     def _rows(self, name: str, array: Array, rows: slice | Array) -> Array:
         if isinstance(rows, slice):

@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import r2_score
 from sklearn.utils.optimize import _check_optimize_result
 
+from steepest import _core
 from steepest.callbacks import Hooks
 from steepest.nn.layer import Array, Buffers
 from steepest.sklearn._callbacks import Tasks
@@ -186,7 +187,8 @@ class Training:
     def _penalty(self, divisor: float) -> float:
         """(alpha / 2 |W|^2 + l1 |W|_1) / divisor, W being the weights, without the biases."""
         est, weights = self.estimator, self.network.weights
-        value = 0.5 * est.alpha * float(weights @ weights) if est.alpha else 0.0
+        norm = _core.global_norm([weights]) if est.alpha else 0.0
+        value = 0.5 * est.alpha * norm * norm
         if est.l1:
             value += est.l1 * float(np.abs(weights).sum(dtype=np.float64))
         return value / divisor if divisor else 0.0
