@@ -21,6 +21,9 @@ from steepest.cli import main
 from steepest.train import Trainer
 
 optuna = pytest.importorskip("optuna")
+import sqlalchemy.exc  # noqa: E402
+
+from steepest import _tune_command  # noqa: E402
 from steepest.tune import OptunaPruning, SeededSampler  # noqa: E402
 
 SMALL = ["--hidden", "16", "--batch-size", "128", "--epochs", "3", "--optimizer", "adamw"]  # a trial of milliseconds
@@ -198,10 +201,25 @@ def killable(storage: str) -> bool:
     return bool(trials) and len(trials[0].intermediate_values) > 3
 
 
+def test_tables_that_another_process_is_making_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [sqlalchemy.exc.IntegrityError("INSERT", None, Exception("UNIQUE constraint failed"))] * 2
+
+    def storage(url: str, **options: Any) -> str:
+        if failures:
+            raise failures.pop()
+        return "opened"
+
+    monkeypatch.setattr(optuna.storages, "RDBStorage", storage)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    assert _tune_command._storage("sqlite://", 1) == "opened"
+    failures += [sqlalchemy.exc.OperationalError("SELECT", None, Exception("no such host"))] * 9
+    with pytest.raises(ValueError, match=r"--storage: expected the URL of a database.*no such host"):
+        _tune_command._storage("sqlite://", 1)
+
+
 @pytest.mark.slow
 def test_two_processes_share_a_study(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"
-    optuna.storages.RDBStorage(storage)  # the tables, which two at once would both make
     processes = [start(storage, "--trials", "12", *SMALL) for _ in range(2)]
     for process in processes:
         _, errors = process.communicate(timeout=120)

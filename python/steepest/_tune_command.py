@@ -145,18 +145,27 @@ def _study(args: argparse.Namespace, space: Mapping[str, Choice], contents: Mapp
 def _storage(url: str, heartbeat: int) -> Any:
     import optuna
     from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-    try:
-        shown = make_url(url).render_as_string(hide_password=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    def opened(attempts: int) -> Any:
+        try:
             return optuna.storages.RDBStorage(
                 url,
                 heartbeat_interval=heartbeat,
                 grace_period=GRACE * heartbeat,
                 heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
             )
+        except DBAPIError:  # another process may be making the tables
+            if attempts == 1:
+                raise
+            time.sleep(0.2)
+            return opened(attempts - 1)
+
+    try:
+        shown = make_url(url).render_as_string(hide_password=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return opened(attempts=5)
     except SQLAlchemyError as error:
         reason = str(error).partition("\n")[0].replace(url, "URL")
         raise ValueError(f"--storage: expected the URL of a database, as in sqlite:///study.db: {reason}") from error
