@@ -19,7 +19,7 @@ from steepest.callbacks import Hooks
 from steepest.nn.layer import Array, Buffers
 from steepest.sklearn._callbacks import Tasks
 from steepest.sklearn._network import Network, Samples, linked, loss_of
-from steepest.train import fixed_blas
+from steepest.train import PARALLEL_WORK, fixed_blas
 
 
 class Training:
@@ -37,6 +37,7 @@ class Training:
         self.stop_training = False
         self.loss = loss_of(estimator.out_activation_, estimator.n_outputs_)
         self.batch_size = _batch_size(estimator.batch_size, len(samples))
+        self._work = self.model.multiplications * self.batch_size
         self._tasks, self._open = tasks, False
         self._divisor: float | None = None
         self._order = np.arange(len(samples))
@@ -55,7 +56,7 @@ class Training:
     def running(self, *, begins: bool = True, ends: bool = True) -> Iterator[None]:
         """Around the epochs: threads of BLAS as in `Trainer`, and the callbacks' first and last hooks."""
         try:
-            with fixed_blas(self.model.multiplications * self.batch_size):
+            with fixed_blas(self._work):
                 if begins:
                     self._hooks.call("on_train_begin", {})
                 try:
@@ -187,11 +188,16 @@ class Training:
     def _penalty(self, divisor: float) -> float:
         """(alpha / 2 |W|^2 + l1 |W|_1) / divisor, W being the weights, without the biases."""
         est, weights = self.estimator, self.network.weights
-        norm = _core.global_norm([weights]) if est.alpha else 0.0
-        value = 0.5 * est.alpha * norm * norm
+        value = 0.5 * est.alpha * self._square(weights) if est.alpha else 0.0
         if est.l1:
             value += est.l1 * float(np.abs(weights).sum(dtype=np.float64))
         return value / divisor if divisor else 0.0
+
+    def _square(self, weights: Array) -> float:
+        if self._work < PARALLEL_WORK:
+            return float(weights @ weights)
+        norm = _core.global_norm([weights])  # threads of BLAS would stay awake on the cores of ours
+        return norm * norm
 
     def _penalise(self, divisor: float) -> None:
         """Has the optimizer add the penalties' gradients."""
