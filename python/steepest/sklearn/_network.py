@@ -20,7 +20,8 @@ from steepest._settings import OPTIMIZERS, SCHEDULES
 from steepest.nn.layer import Array, Buffers
 from steepest.optim import Optimizer
 
-CHUNK = 1024  # rows at a time where there are no batches: bounds the memory
+CHUNK = 1024  # rows at a time where there are no batches, or as many as have so many numbers: bounds the memory
+CHUNK_SIZE = 1 << 24
 KERNELS = {"identity": "identity", "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"}
 LAYERS: dict[str, type[nn.Layer]] = {"logistic": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 SOLVERS = tuple(OPTIMIZERS)
@@ -190,7 +191,8 @@ class Samples:
 
     def chunks(self) -> Iterator[slice]:
         """Slices that cover all rows in order."""
-        return (slice(start, start + CHUNK) for start in range(0, len(self), CHUNK))
+        rows = max(1, min(CHUNK, CHUNK_SIZE // self.x.shape[1]))
+        return (slice(start, start + rows) for start in range(0, len(self), rows))
 
     def _dense(self, rows: slice | Array) -> Array:
         """Rows of the sparse inputs, in an array of which only what the last ones left is cleared."""
@@ -213,12 +215,6 @@ class Samples:
         return out
 
 
-def dense(x: Any, rows: slice | Array) -> Array:
-    """Rows of a sparse or a dense matrix, as a dense one."""
-    part: Array = x[rows]
-    return part.toarray() if sparse.issparse(part) else part  # type: ignore[attr-defined]
-
-
 def outputs(coefs: Sequence[Array], intercepts: Sequence[Array], activation: str, last: str, x: Any) -> Array:
     """What a network with these parameters makes of the rows, its last activation included."""
     dtype = coefs[0].dtype
@@ -226,7 +222,7 @@ def outputs(coefs: Sequence[Array], intercepts: Sequence[Array], activation: str
     x = x.tocsr() if sparse.issparse(x) else x
     for start in range(0, len(result), CHUNK):
         rows = slice(start, start + CHUNK)
-        z = dense(x, rows).astype(dtype, copy=False)
+        z = x[rows].astype(dtype, copy=False)  # sparse rows stay so: the first product makes them dense
         for weight, bias in zip(coefs[:-1], intercepts[:-1], strict=True):
             z = z @ weight
             _core.activate(KERNELS[activation], z, np.ascontiguousarray(bias), 0.0, z)
