@@ -375,6 +375,39 @@ def pickle_copy(optimizer: Any) -> Any:
     return torch.load(file, weights_only=False)
 
 
+@pytest.mark.parametrize("written", [0.0, float("nan")])
+def test_what_is_written_to_an_element_of_a_narrow_parameter_leaves_the_others_their_digits(written: float) -> None:
+    p, q = (torch.ones(4, dtype=dtype).requires_grad_() for dtype in (torch.bfloat16, torch.float32))
+    mine, theirs = ours.SGD([p], lr=1e-3), torch.optim.SGD([q], lr=1e-3)
+    for _ in range(200):
+        for x, optimizer in ((p, mine), (q, theirs)):
+            x.grad = torch.ones_like(x)
+            optimizer.step()
+            with torch.no_grad():
+                x[1] = written
+    assert p[[0, 2, 3]].tolist() == q[[0, 2, 3]].bfloat16().tolist() and q[0] < 0.81
+    assert torch.equal(p[1:2], torch.tensor([written], dtype=torch.bfloat16)) or math.isnan(written)
+
+
+def test_the_first_accumulator_of_a_narrow_parameter_is_float32() -> None:
+    p = torch.ones(4, dtype=torch.bfloat16, requires_grad=True)
+    optimizer = ours.Adagrad([p], initial_accumulator_value=0.1)
+    for _ in range(2):
+        p.grad = torch.full((4,), 0.01, dtype=torch.bfloat16)
+        optimizer.step()
+    assert_close(optimizer.state[p]["sum"], torch.full((4,), 0.1 + 2 * float(p.grad[0]) ** 2), 1e-6)
+
+
+def test_a_parameter_with_the_negative_bit() -> None:
+    p = torch.tensor([1j]).conj().imag.detach().requires_grad_()
+    assert p.is_neg()
+    optimizer = ours.SGD([p], lr=0.125)
+    for _ in range(2):
+        p.grad = torch.ones(1)
+        optimizer.step()
+    assert p.tolist() == [-1.25]
+
+
 @pytest.mark.parametrize("are_inside", [True, False])
 def test_everything_that_changes_behind_its_back(are_inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Replaced state, options, data and groups count from the next step on.
@@ -467,6 +500,12 @@ def test_refusals_change_nothing() -> None:
     with pytest.raises(ValueError, match="non-leaf"):
         ours.Adam([p * 2])
     for option in ("capturable", "differentiable"):
+        loaded = ours.Adam([torch.ones(2, requires_grad=True)])
+        kept = loaded.state_dict()
+        kept["param_groups"][0] |= {option: True, "lr": 0.5}
+        with pytest.raises(ValueError, match=f"{option}: expected False"):
+            loaded.load_state_dict(kept)
+        assert loaded.param_groups[0]["lr"] == 1e-3
         with pytest.raises(ValueError, match=f"{option}: expected False, got True"):
             ours.Adam([p], **{option: True})
     for wrong, why in (

@@ -197,9 +197,10 @@ def distillation(
     `logits`; other than elsewhere here, `out` may not be the logits. A teacher's class at -inf has q = 0; a
     student's has an infinite loss where q > 0.
 
-    ValueError unless 0 <= alpha <= 1 and temperature is finite and > 0. The formula is that of Hinton,
+    ValueError unless 0 <= alpha <= 1 and 1e-30 <= temperature <= 1e30. The formula is that of Hinton,
     Vinyals and Dean, "Distilling the Knowledge in a Neural Network" (2015), whose factor T^2 keeps the
-    gradients' sizes comparable.
+    gradients' sizes comparable. It also makes the value, not the gradient, lose digits as T grows: of
+    float32 logits within 0.1 of the teacher's, it is off by up to 1e-3 of itself at T = 10, 1e-2 at 20.
 
         >>> import numpy as np
         >>> from steepest import losses
@@ -213,8 +214,8 @@ def distillation(
             raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha: expected a number in [0, 1], got {alpha!r}")
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature: expected a finite number > 0, got {temperature!r}")
+    if not 1e-30 <= temperature <= 1e30:  # so that neither it nor its inverse is 0 or infinite in float32
+        raise ValueError(f"temperature: expected a number in [1e-30, 1e30], got {temperature!r}")
     return _core.distillation(
         logits, teacher_logits, labels, alpha, temperature, _is_mean(reduction), sample_weight, out
     )

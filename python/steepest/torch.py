@@ -13,15 +13,17 @@ Change the import, and keep the rest: `SGD`, `RMSprop`, `Adagrad`, `Adam`, `Adam
     >>> optimizer.step()
 
 Parameters are float32 or float64, and updated in place without a copy. bfloat16 and float16 parameters are stepped in
-float32: their state is float32 and has the parameter itself in float32 as `master_param`. Whatever their strides,
-tensors work; those with gaps between their elements are stepped in a dense copy, and where a gradient does not lie in
-memory as its parameter does, a step copies it first.
+float32: their state is float32 and has the parameter itself in float32 as `master_param`, of which they are what is
+nearest, ties to even; what is written to an element of theirs goes to its master. Whatever their strides, tensors
+work; those with gaps between their elements are stepped in a dense copy, and where a gradient does not lie in memory as
+its parameter does, a step copies it first.
 
 Beyond PyTorch's options, by name: `max_norm` scales the gradients of a step by min(1, max_norm / (norm + 1e-6)), norm
 being the 2-norm of all of them together, as `clip_grad_norm_` does but in the same pass; it is then `last_norm`.
 
 `state_dtype="bfloat16"` or `"8bit"` keeps the state of parameters of 4,096 elements or more in fewer bytes, by the
-rules and to the bits of `steepest.optim` (with `seed=0`); None (default) and `"float32"` do not. Not for float64
+rules and to the bits of `steepest.optim` (with `seed=0`; bfloat16 parameters have its masters, but it rounds their ties
+away from zero); None (default) and `"float32"` do not. Not for float64
 parameters, nor for `RMSprop(centered=True)` (ValueError). In bfloat16 the state has PyTorch's names, and checkpoints
 still move there and back. In 8 bits `exp_avg` is `exp_avg_code` (uint8), `exp_avg_scale` (float32, one for 256
 elements in the order of memory) and, as it has a sign, `exp_avg_bits` (uint8, one for 8 elements), and so on:
@@ -209,6 +211,18 @@ def _is_dense(x: Any) -> bool:
     return bool(torch.empty_like(x, device="meta").stride() == x.stride())
 
 
+def _followed(master: Any, p: Any) -> Any:
+    """The float32 copy of p with those elements of p's that are not its own rounded: elsewhere it has more digits."""
+    changed = master.to(p.dtype) != p
+    return torch.where(changed, p.to(master.dtype), master) if changed.any() else master
+
+
+def _check_flags(group: dict[str, Any]) -> None:
+    for option in ("capturable", "differentiable"):
+        if group.get(option):
+            raise ValueError(f"{option}: expected False, got True; a compiled step cannot be, use torch.optim")
+
+
 class _Steps(torch.optim.Optimizer):
     """What all optimizers here share: it comes before one of torch's classes, and takes its steps."""
 
@@ -272,9 +286,7 @@ class _Steps(torch.optim.Optimizer):
         super().add_param_group(param_group)
         try:
             group = self.param_groups[-1]
-            for option in ("capturable", "differentiable"):
-                if group.get(option):
-                    raise ValueError(f"{option}: expected False, got True; a compiled step cannot be, use torch.optim")
+            _check_flags(group)
             for i, p in enumerate(group["params"]):
                 _check_tensor(f"param_groups[{len(self.param_groups) - 1}]['params'][{i}]", p)
             if len({*map(id, group["params"])}) < len(group["params"]):
@@ -294,7 +306,13 @@ class _Steps(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's; but what does not have the parameter's dtype on purpose keeps its own."""
         final: dict[str, Any] = {}
-        handle = self.register_load_state_dict_pre_hook(lambda _, loaded: final.update(loaded))
+
+        def examine(_: Any, loaded: dict[str, Any]) -> None:
+            for group in loaded["param_groups"]:
+                _check_flags(group)
+            final.update(loaded)
+
+        handle = self.register_load_state_dict_pre_hook(examine)
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -414,6 +432,8 @@ class _Steps(torch.optim.Optimizer):
             )
         target = self._target(p, kept)
         for name in names:
+            if p.dtype in _NARROW and kept.get("step") == 0 and kept.get(name) is not None and dtype == torch.float32:
+                del kept[name]  # what torch's constructor made, in fewer digits
             _keep(kept, name, target, dtype, self.param_groups[group].get("initial_accumulator_value", 0.0))
         state = [kept[key] for key in keys]
         return group, p, target, state, kept.get("step"), kept.get("mu_product"), taken
@@ -428,10 +448,9 @@ class _Steps(torch.optim.Optimizer):
         """The tensor that is stepped: the parameter itself where possible."""
         if p.dtype in _NARROW:
             master = kept.get(_MASTER)
-            if master is None or master.shape != p.shape or not torch.equal(master.to(p.dtype), p):
-                kept[_MASTER] = master = torch.empty_like(p, dtype=torch.float32).copy_(p)
-            target = kept[_MASTER]
-        elif not _is_dense(p):
+            follows = master is not None and master.shape == p.shape
+            kept[_MASTER] = target = _laid_out_as(p, _followed(master, p) if follows else p, torch.float32)
+        elif not _is_dense(p) or p.is_neg():
             target = torch.empty_like(p, requires_grad=False)
         else:
             return p
@@ -500,8 +519,7 @@ class _Steps(torch.optim.Optimizer):
     def _gradients(self, copies: bool) -> list[Any]:
         """The gradients as they must lie in memory; and what is stepped in place of a parameter follows it."""
         for p, target in self._copied:
-            if p.dtype not in _NARROW or not torch.equal(target.to(p.dtype), p):
-                target.copy_(p)
+            target.copy_(_followed(target, p) if p.dtype in _NARROW else p)
         targets = {id(p): target for p, target in self._copied}
         gradients = []
         for name, p in self._named():
