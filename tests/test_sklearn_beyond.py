@@ -275,6 +275,30 @@ def test_float32_stays_float32(iris: tuple[Array, Array]) -> None:
         )
 
 
+@pytest.mark.parametrize("form", [np.float32, np.float64, np.int64])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("target", ["classes", "two classes", "labels", "numbers"])
+def test_weights_and_validation_data_may_have_another_dtype(target: str, dtype: Any, form: Any) -> None:
+    """As fit, refit and partial_fit get them; the network's dtype is that of the first inputs."""
+    rng = np.random.default_rng(0)
+    x, c = rng.normal(size=(60, 4)), rng.integers(0, 3, 60)
+    y = {"classes": c, "two classes": c > 0, "labels": np.stack([c > 0, c > 1], 1) * 1, "numbers": x[:, 0]}[target]
+    kind: Any = MLPRegressor if target == "numbers" else MLPClassifier
+    balance: dict[str, Any] = {"class_weight": {False: 2.0, True: 1.0}} if target == "two classes" else {}
+    weight = rng.integers(1, 4, 60)
+    settings: dict[str, Any] = {"max_iter": 2, "random_state": 0, "warm_start": True, **balance}
+    model, plain = kind(**settings), kind(**settings)
+    other = np.float64 if dtype == np.float32 else np.float32
+    for inputs in (x.astype(dtype), x.astype(other)):
+        val = {"X_val": x.astype(form), "y_val": y, "sample_weight_val": weight.astype(form)}
+        model.fit(inputs, y, weight.astype(form), **val)
+        plain.fit(x.astype(dtype), y, weight.astype(dtype), **{**val, "sample_weight_val": weight.astype(dtype)})
+    model.partial_fit(x.astype(other), y, sample_weight=weight.astype(form))
+    plain.partial_fit(x.astype(dtype), y, sample_weight=weight.astype(dtype))
+    np.testing.assert_allclose(model.coefs_[0], plain.coefs_[0], rtol=1e-4, atol=1e-5)
+    assert model.coefs_[0].dtype == dtype
+
+
 def test_weights_that_are_written_or_replaced_hold(iris: tuple[Array, Array]) -> None:
     clf = MLPClassifier((5,), max_iter=3, random_state=0, warm_start=True).fit(*iris)
     clf.coefs_[1][...] = 0

@@ -217,6 +217,38 @@ def test_tables_that_another_process_is_making_are_waited_for(monkeypatch: pytes
         _tune_command._storage("sqlite://", 1)
 
 
+def test_an_interrupted_trial_of_a_grid_is_run_again_and_no_other_twice() -> None:
+    grid: dict[str, Any] = {"a": [0, 1], "b": [0, 1]}
+    sampler = SeededSampler(lambda seed: optuna.samplers.GridSampler(grid, 0))
+    study = optuna.create_study(sampler=sampler)
+    calls = 0
+
+    def objective(trial: Any) -> float:
+        nonlocal calls
+        calls += 1
+        value = trial.suggest_int("a", 0, 1) + 2 * trial.suggest_int("b", 0, 1)
+        if calls == 2:
+            raise KeyboardInterrupt
+        return float(value)
+
+    with pytest.raises(KeyboardInterrupt):
+        _tune_command._search(study, None, 4, objective)
+    _tune_command._search(study, None, 4, objective)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    assert sorted(trial.value for trial in study.trials if trial.state.name == "COMPLETE") == [0, 1, 2, 3]
+    assert calls == 5 and [trial.state.name for trial in study.trials].count("FAIL") == 1
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_was_killed_before_its_first_heartbeat_is_run_again(tmp_path: Path) -> None:
+    storage = _tune_command._storage(f"sqlite:///{tmp_path}/study.db", 1)
+    study = optuna.create_study(storage=storage)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        study.ask()
+    _tune_command._search(study, storage, 3, lambda trial: trial.suggest_float("a", 0, 1))
+    assert [trial.state.name for trial in study.trials] == ["FAIL", *["COMPLETE"] * 3]
+
+
 @pytest.mark.slow
 def test_two_processes_share_a_study(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path}/study.db"

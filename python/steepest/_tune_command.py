@@ -69,8 +69,9 @@ def tune(args: argparse.Namespace) -> int:
     task = load_task(fixed, None)
     if task.validation is None:
         raise ValueError("the search needs validation data, and these have none")
+    storage = _storage(args.storage, args.heartbeat) if args.storage else None
     study = _study(
-        args, space, {"data": task.fingerprint, "settings": repr(sorted(named.items())), "search": args.search}
+        args, storage, space, {"data": task.fingerprint, "settings": repr(sorted(named.items())), "search": args.search}
     )
     line("data", task.data)
     line("split", task.split)
@@ -80,7 +81,7 @@ def tune(args: argparse.Namespace) -> int:
         size = math.prod(len(choice.grid) for choice in space.values())
         trials = min(trials, size)
         line("grid", f"{trials:,} of {size:,} combinations")
-    _search(study, trials, lambda trial: _objective(trial, fixed, space, task))
+    _search(study, storage, trials, lambda trial: _objective(trial, fixed, space, task))
     complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     if not complete:
         raise ValueError("no trial came to its end: every loss was infinite or not a number")
@@ -111,7 +112,7 @@ def _optuna() -> Any:
     return optuna
 
 
-def _study(args: argparse.Namespace, space: Mapping[str, Choice], contents: Mapping[str, str]) -> Any:
+def _study(args: argparse.Namespace, storage: Any, space: Mapping[str, Choice], contents: Mapping[str, str]) -> Any:
     """The study, new or as it was left; ValueError if that searched something else."""
     import optuna
 
@@ -126,7 +127,7 @@ def _study(args: argparse.Namespace, space: Mapping[str, Choice], contents: Mapp
         return optuna.samplers.TPESampler(seed=seed)
 
     study = optuna.create_study(
-        storage=_storage(args.storage, args.heartbeat) if args.storage else None,
+        storage=storage,
         study_name=args.study,
         load_if_exists=True,
         sampler=SeededSampler(sampler, args.seed or 0),
@@ -153,7 +154,7 @@ def _storage(url: str, heartbeat: int) -> Any:
                 url,
                 heartbeat_interval=heartbeat,
                 grace_period=GRACE * heartbeat,
-                heartbeat_stale_trial_callback=optuna.storages.RetryHeartbeatStaleTrialCallback(),
+                heartbeat_stale_trial_callback=_retry(),
             )
         except DBAPIError:  # another process may be making the tables
             if attempts == 1:
@@ -173,11 +174,36 @@ def _storage(url: str, heartbeat: int) -> Any:
         raise ImportError(f"--storage {shown}: {error}") from error
 
 
-def _search(study: Any, trials: int, objective: Callable[[Any], float]) -> None:
-    """Runs trials, as many as are missing, and those of killed processes again; waits for other processes' last."""
+def _retry() -> Callable[[Any, Any], None]:
+    """What has a trial run again."""
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        retry: Callable[[Any, Any], None] = optuna.storages.RetryHeartbeatStaleTrialCallback()
+        return retry
+
+
+def _search(study: Any, storage: Any, trials: int, objective: Callable[[Any], float]) -> None:
+    """Runs trials, as many as are missing, and those again that were interrupted or whose processes were killed.
+
+    Waits for other processes' last ones.
+    """
     import optuna
     from optuna.trial import TrialState
     from tqdm import tqdm
+
+    interrupted: list[int] = []
+    seen: set[int] = set()
+    retry = _retry()
+
+    def watched(trial: Any) -> float:
+        try:
+            return objective(trial)
+        except KeyboardInterrupt:
+            optuna.logging.set_verbosity(optuna.logging.ERROR)  # it would tell where
+            interrupted.append(trial.number)
+            raise
 
     bar = tqdm(total=trials, unit="trial", disable=not sys.stderr.isatty())
     bar.display() if not bar.disable else None
@@ -186,15 +212,24 @@ def _search(study: Any, trials: int, objective: Callable[[Any], float]) -> None:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             while True:
                 optuna.storages.fail_stale_trials(study)
-                count = Counter(trial.state for trial in study.get_trials(deepcopy=False))
+                all_trials = study.get_trials(deepcopy=False)
+                count = Counter(trial.state for trial in all_trials)
+                for trial in all_trials:  # its process may have been killed before the trial's first heartbeat
+                    if storage is not None and trial.state == TrialState.RUNNING and trial.number not in seen:
+                        seen.add(trial.number)
+                        storage.record_heartbeat(trial._trial_id)
                 done = count[TrialState.COMPLETE] + count[TrialState.PRUNED]
                 bar.update(done - bar.n)
                 if count[TrialState.WAITING] or done + count[TrialState.RUNNING] < trials:
-                    study.optimize(objective, n_trials=1, callbacks=[_tell(bar, trials)])
+                    study.optimize(watched, n_trials=1, callbacks=[_tell(bar, trials)])
                 elif count[TrialState.RUNNING]:
                     time.sleep(0.2)
                 else:
                     return
+    except KeyboardInterrupt:
+        for number in interrupted:
+            retry(study, study.trials[number])
+        raise
     finally:
         bar.close()
 

@@ -210,7 +210,6 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
             if before != units:
                 raise ValueError(f"expected layers of {before} units, as in the fit to go on from, got {units}")
             network = self._live_network()
-            samples.convert(network.model.dtype)
         self._network, self.coefs_, self.intercepts_ = network, network.coefs, network.intercepts
         return network
 
@@ -245,8 +244,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
     def _weigh_classes(self, samples: Samples) -> None:
         factors = self._class_factors(samples.y)
         if factors is not None:
-            weight = factors if samples.weight is None else samples.weight * factors
-            samples.weight = weight.astype(samples.x.dtype)
+            samples.weight = factors if samples.weight is None else samples.weight * factors
 
     def _start(self, first: bool, validated: bool) -> None:
         """The attributes that training goes on to fill."""

@@ -183,7 +183,7 @@ class Samples:
         return x, self._rows("y", self.y, rows), weight
 
     def convert(self, dtype: np.dtype[Any]) -> None:
-        """Has them be of that dtype; inputs are converted batch by batch anyway."""
+        """Has targets and weights be of that dtype; inputs are converted batch by batch."""
         if self.y.dtype.kind == "f":
             self.y = self.y.astype(dtype, copy=False)
         if self.weight is not None:

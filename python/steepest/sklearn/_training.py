@@ -33,6 +33,9 @@ class Training:
     ) -> None:
         self.estimator, self.network, self.samples, self.validation = estimator, network, samples, validation
         self.model, self.history = network.model, estimator.history_
+        for data in (samples, validation):
+            if data is not None:
+                data.convert(self.model.dtype)
         self.callbacks = list(estimator.callbacks or ())
         self.stop_training = False
         self.loss = loss_of(estimator.out_activation_, estimator.n_outputs_)
