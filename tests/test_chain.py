@@ -97,6 +97,62 @@ def test_large_products_of_mostly_zeros_are_our_own(chained: bool, monkeypatch: 
     assert not model._is_chained and not model.layers[0]._is_small  # type: ignore[attr-defined]
 
 
+def csr(x: Any) -> tuple[Any, Any, Any]:
+    rows, columns = np.nonzero(x)
+    return np.searchsorted(rows, np.arange(len(x) + 1)), columns.astype(np.int32), x[rows, columns]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("layers", MODELS)
+def test_sparse_rows_give_the_bits_of_dense_ones(layers: str, dtype: Any, threads: int) -> None:
+    models = [nn.Sequential(MODELS[layers](), 300, seed=1, dtype=dtype) for _ in range(2)]
+    sp.set_num_threads(threads)
+    rng = np.random.default_rng(0)
+    for rows, share in ((150, 0.05), (7, 0.5), (1, 0.0), (300, 0.01), (0, 0.0)):
+        x, grad = rng.normal(size=(rows, 300)).astype(dtype), rng.normal(size=(rows, CLASSES)).astype(dtype)
+        x[rng.random(x.shape) >= share] = 0
+        assert models[0].takes_sparse(rows)
+        assert models[0].forward_sparse(*csr(x)).tobytes() == models[1].forward(x, train=True).tobytes()
+        for model in models:
+            model.grads.fill(np.nan)
+            model.backward(grad.copy())
+        assert models[0].grads.tobytes() == models[1].grads.tobytes()
+
+
+def test_sparse_rows_that_are_refused() -> None:
+    model = nn.Sequential([nn.Dense(3)], 4)
+    starts, columns, values = csr(np.eye(4, dtype=np.float32)[[0, 1, 1]] + np.eye(4, dtype=np.float32)[[3, 2, 3]])
+    good = model.forward_sparse(starts, columns, values).copy()
+    assert model._chain is not None
+    for arguments, error, message in (
+        (
+            (starts.astype(np.int32), columns, values),
+            TypeError,
+            "starts: expected a contiguous array of int64, got int32",
+        ),
+        ((starts, columns.astype(np.int64), values), TypeError, "columns: expected a contiguous array of int32"),
+        ((starts, columns[::2], values[::2]), TypeError, "columns: .* got int32"),
+        ((starts, list(columns), values), TypeError, "columns: .* got list"),
+        ((starts, columns, values.astype(float)), TypeError, "values: expected dtype float32, got float64"),
+        ((starts, columns, values[:-1].copy()), ValueError, "ascending columns below 4"),
+        ((starts[:-1].copy(), columns, values), ValueError, "ascending columns"),
+        ((starts[::-1].copy(), columns, values), ValueError, "ascending columns"),
+        ((np.array([0, 9, -9, 6]), columns, values), ValueError, "ascending columns"),
+        ((np.zeros(0, np.int64), columns, values), ValueError, "ascending columns"),
+        ((starts, columns[::-1].copy(), values), ValueError, "ascending columns"),
+        ((starts, np.full_like(columns, 1), values), ValueError, "ascending columns"),
+        ((starts, columns + np.int32(1), values), ValueError, "ascending columns"),
+        ((starts, columns - np.int32(1), values), ValueError, "ascending columns"),
+    ):
+        with pytest.raises(error, match=message):
+            model._chain.forward_sparse(*arguments)
+    assert np.array_equal(model.forward_sparse(starts, columns, values), good)
+    values.resize(3, refcheck=False)
+    with pytest.raises(ValueError, match="its arrays to stay as they are"):
+        model.backward(np.ones((3, 3), np.float32))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_weight_that_is_not_finite_shows_where_its_input_is_zero(bad: float) -> None:
     x = np.zeros((64, 400), np.float32)

@@ -1,6 +1,6 @@
 // Dense layers in a row, each with its activation: forward and backward in one call each.
 #include "module.hpp"
-#include "products.hpp"
+#include "sparse.hpp"
 
 namespace steepest {
 namespace {
@@ -46,34 +46,37 @@ class Chain {
     const std::ptrdiff_t rows = x.array.shape(0);
     check_shape(x, "x", {rows, links_[0].inputs});
     for (const Link& link : links_) check_apart(x, "x", view_of_own(link.all_y), "out");
-    x_.reset();  // there may be no memory for the rest
-    for (std::size_t i = 0; i < links_.size(); ++i) {
-      Link& link = links_[i];
-      fit(link.y, link.all_y, rows, link.units, x.array.dtype());
-      if (i > first_) fit(link.dx, link.all_dx, rows, link.inputs, x.array.dtype());
-    }
+    make_room(rows);
     x_ = x;
-    rows_ = rows;
-    const py::array y = links_.back().y;  // other threads may call here too
-    x.is_double ? run_forward<double>() : run_forward<float>();
-    return y;
+    return run_forward();
+  }
+
+  // The same for rows that hold only what is not 0.
+  py::array forward_sparse(const py::object& starts, const py::object& columns, const py::object& values) {
+    const SparseView x = sparse_view(starts, columns, values, links_[0].inputs);
+    check_dtype(x.values, "values", links_[0].weight.is_double);
+    for (const Link& link : links_) check_apart(x.values, "values", view_of_own(link.all_y), "out");
+    make_room(x.rows);
+    sparse_ = x;
+    return run_forward();
   }
 
   // Fills the gradients, given that of the last outputs, which an activation at the end writes over.
   void backward(const py::object& gradient) {
     const View g = matrix(gradient, "grad", Use::write);
     const Link& end = links_.back();
-    if (!x_ || !x_->still_holds() || !has_shape(end.y, rows_, end.units)) {
+    const View* const input = x_ ? &*x_ : sparse_ ? &sparse_->values : nullptr;
+    if (input == nullptr || !input->still_holds() || !has_shape(end.y, rows_, end.units)) {
       throw py::value_error("grad: expected forward to be called before, and its arrays to stay as they are");
     }
-    check_dtype(g, "grad", x_->is_double);
+    check_dtype(g, "grad", input->is_double);
     check_c_order(g, "grad");
     check_shape(g, "grad", {rows_, end.units});
     if (end.f != Activation::identity) {  // else it is not written
       check_apart(g, "grad", view_of_own(end.y), "out");
-      check_apart(g, "grad", *x_, "x");
+      check_apart(g, "grad", *input, "x");
     }
-    check_apart_from_gradients(*x_, "x");
+    check_apart_from_gradients(*input, "x");
     check_apart_from_gradients(g, "grad");
     g.is_double ? run_backward<double>(g) : run_backward<float>(g);
   }
@@ -101,6 +104,25 @@ class Chain {
     return link;
   }
 
+  // Arrays for so many rows; there may be no memory for them, and then there is no input either.
+  void make_room(std::ptrdiff_t rows) {
+    x_.reset();
+    sparse_.reset();
+    const py::dtype dtype = links_[0].weight.array.dtype();
+    for (std::size_t i = 0; i < links_.size(); ++i) {
+      Link& link = links_[i];
+      fit(link.y, link.all_y, rows, link.units, dtype);
+      if (i > first_) fit(link.dx, link.all_dx, rows, link.inputs, dtype);
+    }
+    rows_ = rows;
+  }
+
+  py::array run_forward() {
+    const py::array y = links_.back().y;  // other threads may call here too
+    links_[0].weight.is_double ? run_forward<double>() : run_forward<float>();
+    return y;
+  }
+
   void check_apart_from_gradients(const View& v, const char* name) const {
     for (std::size_t i = first_; i < links_.size(); ++i) {
       check_apart(v, name, links_[i].dweight, "dweight");
@@ -109,7 +131,9 @@ class Chain {
   }
 
   std::vector<py::array> arrays() const {
-    std::vector<py::array> all{x_->array};
+    std::vector<py::array> all;
+    if (x_) all = {x_->array};
+    if (sparse_) all = {sparse_->starts, sparse_->columns, sparse_->values.array};
     for (const Link& link : links_) all.insert(all.end(), {link.y, link.dx});
     return all;
   }
@@ -124,7 +148,7 @@ class Chain {
   template <class T>
   Product<T> outputs(std::size_t i) const {
     const Link& l = links_[i];
-    const T* const x = i == 0 ? x_->as<const T>() : data_of<const T>(links_[i - 1].y);
+    const T* const x = i > 0 ? data_of<const T>(links_[i - 1].y) : x_ ? x_->as<const T>() : nullptr;
     return {x, l.inputs, 1, l.weight.as<const T>(), l.units, 1, data_of<T>(l.y), l.units, rows_, l.units, l.inputs};
   }
 
@@ -148,13 +172,25 @@ class Chain {
   }
 
   template <class T>
+  std::optional<SparseRows<T>> sparse_rows() const {
+    if (!sparse_) return std::nullopt;
+    return SparseRows<T>(*sparse_);
+  }
+
+  template <class T>
   void run_forward() {
     std::vector<Product<T>> products;
     for (std::size_t i = 0; i < links_.size(); ++i) products.push_back(outputs<T>(i));
+    const auto sparse = sparse_rows<T>();
     const Released released(multiplications(), arrays());
     for (std::size_t i = 0; i < links_.size(); ++i) {
       const Link& l = links_[i];
-      dense(products[i], l.f, l.bias ? l.bias->as<const T>() : nullptr, l.alpha);
+      const T* const bias = l.bias ? l.bias->as<const T>() : nullptr;
+      if (i == 0 && sparse) {
+        sparse_dense(*sparse, products[i].b, l.units, l.f, bias, l.alpha, products[i].c);
+      } else {
+        dense(products[i], l.f, bias, l.alpha);
+      }
     }
   }
 
@@ -170,6 +206,7 @@ class Chain {
     const Link& end = links_.back();
     T* const g = grad.as<T>();
     const T* const y = data_of<const T>(end.y);
+    const auto sparse = sparse_rows<T>();
     std::vector<py::array> used = arrays();
     used.push_back(grad.array);
     const Released released(multiplications(), used);
@@ -182,7 +219,11 @@ class Chain {
           parallel::Pace::brisk);
     }
     for (std::size_t i = links_.size(); i-- > first_;) {
-      multiply(weights[i]);
+      if (i == 0 && sparse) {
+        sparse_gradient(*sparse, links_[0].inputs, weights[0].b, links_[0].units, weights[0].c);
+      } else {
+        multiply(weights[i]);
+      }
       if (links_[i].dbias) add_rows(weights[i].b, rows, links_[i].units, links_[i].dbias->as<T>());
       if (i == first_) break;
       // The gradient of the input, and at once that of what the activation before took.
@@ -200,7 +241,8 @@ class Chain {
 
   std::vector<Link> links_;
   std::size_t first_;
-  std::optional<View> x_;  // the last batch
+  std::optional<View> x_;  // the last batch, or
+  std::optional<SparseView> sparse_;
   std::ptrdiff_t rows_ = 0;
 };
 
@@ -210,6 +252,7 @@ void register_chain(py::module_& m) {
   py::class_<Chain>(m, "Chain")
       .def(py::init<const py::list&, std::size_t>(), py::arg("layers"), py::arg("first"))
       .def("forward", &Chain::forward, py::arg("x"))
+      .def("forward_sparse", &Chain::forward_sparse, py::arg("starts"), py::arg("columns"), py::arg("values"))
       .def("backward", &Chain::backward, py::arg("grad"));
 }
 

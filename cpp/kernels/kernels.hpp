@@ -271,6 +271,10 @@ struct ProductKernels {
   // The same bits, sooner where much of a is 0; all of b is finite, one of a's axes and b's columns have stride 1.
   void (*matmul_sparse)(const Product<T>&) noexcept;
   bool (*is_finite)(const T*, std::ptrdiff_t n) noexcept;
+  // c = a b for one row of a, given as the n values that may not be 0 and their steps, in ascending order; b is
+  // (depth, columns). The same bits.
+  void (*sparse_row)(const std::int32_t* steps, const T* values, std::ptrdiff_t n, const T* b, std::ptrdiff_t columns,
+                     T* c) noexcept;
   std::ptrdiff_t rows, columns, sparse_rows;  // of which a part should have a multiple
 };
 

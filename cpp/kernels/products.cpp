@@ -172,9 +172,11 @@ bool is_finite(const T* x, std::ptrdiff_t n) noexcept {
 
 extern const ProductKernels<float> STEEPEST_NAME(products_f32);
 extern const ProductKernels<double> STEEPEST_NAME(products_f64);
-const ProductKernels<float> STEEPEST_NAME(products_f32) = {matmul<float>, matmul_sparse<float>,      is_finite<float>,
-                                                           4 * kRows,     kVectors* kLanesOf<float>, kSparseRows};
+const ProductKernels<float> STEEPEST_NAME(products_f32) = {
+    matmul<float>, matmul_sparse<float>,      is_finite<float>, sparse_row<float>,
+    4 * kRows,     kVectors* kLanesOf<float>, kSparseRows};
 const ProductKernels<double> STEEPEST_NAME(products_f64) = {
-    matmul<double>, matmul_sparse<double>, is_finite<double>, 4 * kRows, kVectors* kLanesOf<double>, kSparseRows};
+    matmul<double>, matmul_sparse<double>,      is_finite<double>, sparse_row<double>,
+    4 * kRows,      kVectors* kLanesOf<double>, kSparseRows};
 
 }  // namespace steepest

@@ -174,5 +174,80 @@ void sparse_product(const Product<T>& p) noexcept {
   }
 }
 
+// V vectors of columns of a row that is given by its values, the last vector beginning at `last`.
+template <std::ptrdiff_t V, class T>
+void sparse_row_part(const std::int32_t* steps, const T* values, std::ptrdiff_t n, const T* b, std::ptrdiff_t columns,
+                     std::ptrdiff_t last, T* c) {
+  using Lanes = Vector<T>;
+  constexpr std::ptrdiff_t lanes = kLanesOf<T>;
+  Lanes total[V] = {}, sums[V] = {};
+  std::ptrdiff_t block = 0;
+  const auto finish = [&] {
+#pragma GCC unroll 8
+    for (std::ptrdiff_t v = 0; v < V; ++v) {
+      total[v] += sums[v];
+      sums[v] = Lanes{};
+    }
+  };
+  for (std::ptrdiff_t i = 0; i < n; ++i) {
+    const T* const row = b + steps[i] * columns;
+    if (steps[i] / kProductSteps != block) {
+      finish();
+      block = steps[i] / kProductSteps;
+    }
+    const Lanes left = all<Lanes>(values[i]);
+#pragma GCC unroll 8
+    for (std::ptrdiff_t v = 0; v < V; ++v) {
+      sums[v] = fused(left, load_register(row + (v + 1 < V ? v * lanes : last)), sums[v]);
+    }
+  }
+  finish();
+#pragma GCC unroll 8
+  for (std::ptrdiff_t v = 0; v < V; ++v) store_register(c + (v + 1 < V ? v * lanes : last), total[v]);
+}
+
+template <class T>
+T sparse_element(const std::int32_t* steps, const T* values, std::ptrdiff_t n, const T* b, std::ptrdiff_t columns) {
+  T total = 0, sum = 0;
+  std::ptrdiff_t block = 0;
+  for (std::ptrdiff_t i = 0; i < n; ++i) {
+    if (steps[i] / kProductSteps != block) {
+      total += sum;
+      sum = 0;
+      block = steps[i] / kProductSteps;
+    }
+    sum = fused(values[i], b[steps[i] * columns], sum);
+  }
+  return total + sum;
+}
+
+template <class T>
+using SparseRowPart = void (*)(const std::int32_t*, const T*, std::ptrdiff_t, const T*, std::ptrdiff_t, std::ptrdiff_t,
+                               T*);
+
+template <class T, std::ptrdiff_t... v>
+constexpr SparseRowPart<T> sparse_row_part_of(std::ptrdiff_t vectors, std::integer_sequence<std::ptrdiff_t, v...>) {
+  constexpr SparseRowPart<T> all_of_them[] = {sparse_row_part<v + 1, T>...};
+  return all_of_them[vectors - 1];
+}
+
+template <class T>
+void sparse_row(const std::int32_t* steps, const T* values, std::ptrdiff_t n, const T* b, std::ptrdiff_t columns,
+                T* c) noexcept {
+  constexpr std::ptrdiff_t lanes = kLanesOf<T>;
+  for (std::ptrdiff_t j = 0; columns < lanes && j < columns; ++j) {
+    c[j] = sparse_element(steps, values, n, b + j, columns);
+  }
+  if (columns < lanes) return;
+  const std::ptrdiff_t vectors = (columns + lanes - 1) / lanes, parts = (vectors + kMostVectors - 1) / kMostVectors;
+  for (std::ptrdiff_t i = 0, from = 0; i < parts; ++i) {
+    const std::ptrdiff_t end = vectors * (i + 1) / parts, left = columns - from * lanes;
+    const std::ptrdiff_t last = (end - from) * lanes < left ? (end - from - 1) * lanes : left - lanes;
+    sparse_row_part_of<T>(end - from, std::make_integer_sequence<std::ptrdiff_t, kMostVectors>{})(
+        steps, values, n, b + from * lanes, columns, last, c + from * lanes);
+    from = end;
+  }
+}
+
 }  // namespace
 }  // namespace steepest

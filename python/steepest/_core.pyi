@@ -149,6 +149,11 @@ class Chain:
     def forward(self, x: NDArray[Any]) -> NDArray[Any]:
         """The outputs, in an array that the next call reuses."""
 
+    def forward_sparse(
+        self, starts: NDArray[np.int64], columns: NDArray[np.int32], values: NDArray[Any]
+    ) -> NDArray[Any]:
+        """The same for rows in CSR, their columns in ascending order."""
+
     def backward(self, grad: NDArray[Any]) -> None:
         """Fills the gradients, given that of the last outputs, which an activation at the end writes over."""
 

@@ -124,7 +124,12 @@ def _add_tune_options(parser: argparse.ArgumentParser) -> None:
     add = _adder(parser, "search")
     ways = "tree-structured Parzen estimators, random, or the combinations of a grid (default: bayes)"
     add("--search", ways, choices=("bayes", "random", "grid"), default="bayes")
-    add("--trials", "in all, those that the study has already included (default: 50)", type=_count, default=50)
+    add(
+        "--trials",
+        "in all, those that the study has already included (default: 50); each of several processes may begin a last",
+        type=_count,
+        default=50,
+    )
     add(
         "--storage",
         "keep the study here, to go on with or to share: sqlite:///study.db, postgresql://...",

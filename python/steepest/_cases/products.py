@@ -23,14 +23,31 @@ SHAPES += [(5, 520, 130), (1, 385, 128), (7, 900, 150)]  # shared by their steps
 SPARSE = [(3, 700, 33), (16, 300, 47), (40, 33, 100), (133, 40, 31), (33, 520, 130), (2, 260, 128), (70, 130, 8)]
 
 
-def _by_reference(a: Array, b: Array, bias: Array) -> Expected:
+def _by_reference(a: Array, b: Array, bias: Array, grad: Array | None) -> Expected:
     product = reference.matmul(a, b)
     sums = reference.matmul(np.ones((1, len(b)), b.dtype), b)[0]
     dense = reference.activate("relu", product, bias)
-    return Expected({"matmul": product, "dense": dense, "dweight": product, "dbias": sums})
+    results = {"matmul": product, "dense": dense, "dweight": product, "dbias": sums}
+    if grad is not None:
+        results |= {
+            "sparse": dense,
+            "sparse dweight": reference.matmul(a.T, np.where(dense > 0, grad, 0).astype(a.dtype)),
+        }
+    return Expected(results)
 
 
-def _products(a: Array, b: Array, bias: Array, orders: str, start: int) -> Results:
+def _sparse(a: Array, b: Array, bias: Array, grad: Array) -> Results:
+    """The same by rows that hold only what is not 0."""
+    rows, columns = np.nonzero(a)
+    starts = np.searchsorted(rows, np.arange(len(a) + 1))
+    dweight, dbias = np.full_like(b, 7), np.full_like(bias, 7)
+    chain = _core.Chain([(b, bias, "relu", 0.0, dweight, dbias)], 0)
+    outputs = chain.forward_sparse(starts, columns.astype(np.int32), a[rows, columns]).copy()
+    chain.backward(grad.copy())
+    return {"sparse": outputs, "sparse dweight": dweight}
+
+
+def _products(a: Array, b: Array, bias: Array, orders: str, start: int, grad: Array | None) -> Results:
     left, right = (placed(x if order == "C" else x.T, start) for x, order in zip((a, b), orders, strict=True))
     left, right = (x if order == "C" else x.T for x, order in zip((left, right), orders, strict=True))
     product, out = (placed(np.full((len(a), b.shape[1]), 7, a.dtype), 1 - start) for _ in range(2))
@@ -39,7 +56,8 @@ def _products(a: Array, b: Array, bias: Array, orders: str, start: int) -> Resul
     _core.dense(left, right, bias, "relu", 0.0, out)
     dweight = np.full_like(product, 7)
     _core.dense_gradients(left, placed(b, start), dweight, sums)
-    return {"matmul": product, "dense": out, "dweight": dweight, "dbias": sums}
+    results = {"matmul": product, "dense": out, "dweight": dweight, "dbias": sums}
+    return results if grad is None else results | _sparse(a, b, bias, grad)
 
 
 def _matmul_cases(dtype: Any, quick: bool) -> Iterator[Case]:
@@ -54,15 +72,17 @@ def _matmul_cases(dtype: Any, quick: bool) -> Iterator[Case]:
         for j, (kind, make) in enumerate(kinds.items()):
             a, b, bias = make((rows, depth)), make((depth, columns)), make((columns,))
             orders = ("CC", "CF", "FC", "FF")[(i + j) % 4]
+            grad = None
             if i >= len(SHAPES):
+                grad = None if kind == "special" else make((rows, columns))
                 a[rng.random(a.shape) < (0.75, 0.9, 0.99)[i % 3]] = rng.choice([0.0, -0.0])
                 orders = ("CC", "FC")[(i + j) % 2]
             options = {"a": a, "b": b, "orders": orders, "values": kind, "start": i % 2}
             yield Case(
                 f"matmul, {describe(options)}",
                 options,
-                partial(_by_reference, a, b, bias),
-                partial(_products, a, b, bias, orders, i % 2),
+                partial(_by_reference, a, b, bias, grad),
+                partial(_products, a, b, bias, orders, i % 2, grad),
                 0 if quick and max(rows, columns) < 100 else 1,
             )
 

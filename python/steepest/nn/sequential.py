@@ -207,6 +207,20 @@ class Sequential:
             x = layer.forward(x, train)
         return x
 
+    def takes_sparse(self, rows: int) -> bool:
+        """Whether `forward_sparse` takes so many rows: of dense layers alone, none of them large but the first."""
+        return self._chain is not None and rows <= self._sparse_rows
+
+    def forward_sparse(self, starts: Array, columns: Array, values: Array) -> Array:
+        """The outputs for rows of which only what is not 0 is given, to the bits of `forward`'s.
+
+        They are in CSR: row i has `values[starts[i]:starts[i + 1]]`, in the model's dtype, in these
+        `columns` (int32), which ascend; `starts` is int64. Only where `takes_sparse`.
+        """
+        assert self._chain is not None
+        self._is_chained = True
+        return self._chain.forward_sparse(starts, columns, values)
+
     def _with_channel(self, x: Array) -> Array:
         if x.ndim and (*x.shape[1:], 1) == self.input_shape:
             return x[..., None]

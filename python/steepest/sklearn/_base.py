@@ -120,7 +120,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
         """Trains on rows X and targets y; returns the estimator.
 
         - `X`: array or sparse matrix, (n_samples, n_features). float32 stays float32, all else becomes float64; CSR
-          and CSC matrices are made dense batch by batch, and the first layer's products leave out what is 0.
+          and CSC matrices stay sparse, with the bits of dense ones; with `dropout` they become dense batch by batch.
         - `y`: (n_samples,), or (n_samples, n_outputs) for several labels or outputs.
         - `sample_weight` (None): (n_samples,), not negative; losses are then weighted means.
         - `X_val`, `y_val`, `sample_weight_val` (None): data to validate on after each epoch, instead of the part that

@@ -157,8 +157,16 @@ def shifted(schedule: Any, start: int) -> Any:
     return schedules.join([schedules.constant(schedule(0)), schedule], [start]) if start else schedule
 
 
+SparseRows = tuple[Array, Array, Array]  # the starts of rows, the columns and the values of what is not 0
+
+
 class Samples:
-    """Inputs, targets and weights, of which batches of rows are taken; sparse inputs become dense there."""
+    """Inputs, targets and weights, of which batches of rows are taken.
+
+    Rows of sparse inputs stay so where `model` takes them, else they become dense.
+    """
+
+    model: nn.Sequential | None = None
 
     def __init__(self, x: Any, y: Array, weight: Array | None) -> None:
         self.x = x.tocsr() if sparse.issparse(x) else x
@@ -176,9 +184,9 @@ class Samples:
         """Some of the rows, as a copy."""
         return Samples(self.x[rows], self.y[rows], None if self.weight is None else self.weight[rows])
 
-    def take(self, rows: slice | Array) -> tuple[Array, Array, Array | None]:
+    def take(self, rows: slice | Array) -> tuple[Array | SparseRows, Array, Array | None]:
         """The rows, in arrays that the next call reuses."""
-        x = self._dense(rows) if sparse.issparse(self.x) else self._rows("x", self.x, rows)
+        x = self._of_sparse(self.x[rows]) if sparse.issparse(self.x) else self._rows("x", self.x, rows)
         weight = None if self.weight is None else self._rows("weight", self.weight, rows)
         return x, self._rows("y", self.y, rows), weight
 
@@ -194,13 +202,15 @@ class Samples:
         rows = max(1, min(CHUNK, CHUNK_SIZE // self.x.shape[1]))
         return (slice(start, start + rows) for start in range(0, len(self), rows))
 
-    def _dense(self, rows: slice | Array) -> Array:
-        """Rows of the sparse inputs, in an array of which only what the last ones left is cleared."""
+    def _of_sparse(self, part: Any) -> Array | SparseRows:
+        """The rows, or where they must be dense an array of which only what the last ones left is cleared."""
+        n, features = part.shape
+        if self.model is not None and self.model.takes_sparse(n):
+            values = part.data.astype(self.model.dtype, copy=False)
+            return part.indptr.astype(np.int64, copy=False), part.indices.astype(np.int32, copy=False), values
         if self._filled is not None:
             batch, places = self._filled
             batch.reshape(-1)[places] = 0
-        part = self.x[rows]
-        n, features = part.shape
         batch = self._buffer("x", part.shape, fill=0)
         places = np.repeat(np.arange(n) * features, np.diff(part.indptr)) + part.indices
         batch.reshape(-1)[places] = part.data

@@ -18,7 +18,7 @@ from steepest import _core
 from steepest.callbacks import Hooks
 from steepest.nn.layer import Array, Buffers
 from steepest.sklearn._callbacks import Tasks
-from steepest.sklearn._network import Network, Samples, linked, loss_of
+from steepest.sklearn._network import Network, Samples, SparseRows, linked, loss_of
 from steepest.train import PARALLEL_WORK, fixed_blas
 
 
@@ -36,6 +36,7 @@ class Training:
         for data in (samples, validation):
             if data is not None:
                 data.convert(self.model.dtype)
+                data.model = self.model
         self.callbacks = list(estimator.callbacks or ())
         self.stop_training = False
         self.loss = loss_of(estimator.out_activation_, estimator.n_outputs_)
@@ -179,14 +180,17 @@ class Training:
                 hook(batch, {"loss": loss})
         return total / len(samples)
 
-    def _backpropagate(self, x: Array, y: Array, weight: Array | None) -> tuple[float, float]:
+    def _backpropagate(self, x: Array | SparseRows, y: Array, weight: Array | None) -> tuple[float, float]:
         """Fills the gradients; the mean loss, and by what the penalties are to be divided: the rows, weighted."""
-        z = self.model.forward(x, train=True)
+        z = self._outputs(x, train=True)
         out = self._buffer("gradient", z.shape)
         loss, gradient = self.loss.function(z, y, sample_weight=weight, out=out)
         self.model.backward(gradient)
         divisor = len(y) if weight is None else float(weight.sum(dtype=np.float64))
         return loss * self.loss.value, divisor
+
+    def _outputs(self, x: Array | SparseRows, train: bool) -> Array:
+        return self.model.forward_sparse(*x) if isinstance(x, tuple) else self.model.forward(x, train=train)
 
     def _penalty(self, divisor: float) -> float:
         """(alpha / 2 |W|^2 + l1 |W|_1) / divisor, W being the weights, without the biases."""
@@ -245,7 +249,7 @@ class Training:
         y, weight = samples.y, samples.weight
         z = self._buffer("validation", (len(samples), *self.model.output_shape))
         for rows in samples.chunks():
-            z[rows] = self.model.forward(samples.take(rows)[0])
+            z[rows] = self._outputs(samples.take(rows)[0], train=False)
         loss, _ = self.loss.function(z, y, sample_weight=weight)
         loss *= self.loss.value
         if self.estimator.out_activation_ == "softmax":
