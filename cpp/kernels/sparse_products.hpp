@@ -174,12 +174,11 @@ void sparse_product(const Product<T>& p) noexcept {
   }
 }
 
-// V vectors of columns of a row that is given by its values, the last vector beginning at `last`.
-template <std::ptrdiff_t V, class T>
+// V vectors, or one number, of a row that is given by its values; the last one begins at `last`.
+template <std::ptrdiff_t V, class Lanes, class T>
 void sparse_row_part(const std::int32_t* steps, const T* values, std::ptrdiff_t n, const T* b, std::ptrdiff_t columns,
                      std::ptrdiff_t last, T* c) {
-  using Lanes = Vector<T>;
-  constexpr std::ptrdiff_t lanes = kLanesOf<T>;
+  constexpr auto lanes = static_cast<std::ptrdiff_t>(sizeof(Lanes) / sizeof(T));
   Lanes total[V] = {}, sums[V] = {};
   std::ptrdiff_t block = 0;
   const auto finish = [&] {
@@ -198,27 +197,16 @@ void sparse_row_part(const std::int32_t* steps, const T* values, std::ptrdiff_t 
     const Lanes left = all<Lanes>(values[i]);
 #pragma GCC unroll 8
     for (std::ptrdiff_t v = 0; v < V; ++v) {
-      sums[v] = fused(left, load_register(row + (v + 1 < V ? v * lanes : last)), sums[v]);
+      Lanes right;
+      __builtin_memcpy(&right, row + (v + 1 < V ? v * lanes : last), sizeof right);
+      sums[v] = fused(left, right, sums[v]);
     }
   }
   finish();
 #pragma GCC unroll 8
-  for (std::ptrdiff_t v = 0; v < V; ++v) store_register(c + (v + 1 < V ? v * lanes : last), total[v]);
-}
-
-template <class T>
-T sparse_element(const std::int32_t* steps, const T* values, std::ptrdiff_t n, const T* b, std::ptrdiff_t columns) {
-  T total = 0, sum = 0;
-  std::ptrdiff_t block = 0;
-  for (std::ptrdiff_t i = 0; i < n; ++i) {
-    if (steps[i] / kProductSteps != block) {
-      total += sum;
-      sum = 0;
-      block = steps[i] / kProductSteps;
-    }
-    sum = fused(values[i], b[steps[i] * columns], sum);
+  for (std::ptrdiff_t v = 0; v < V; ++v) {
+    __builtin_memcpy(c + (v + 1 < V ? v * lanes : last), &total[v], sizeof total[v]);
   }
-  return total + sum;
 }
 
 template <class T>
@@ -227,7 +215,7 @@ using SparseRowPart = void (*)(const std::int32_t*, const T*, std::ptrdiff_t, co
 
 template <class T, std::ptrdiff_t... v>
 constexpr SparseRowPart<T> sparse_row_part_of(std::ptrdiff_t vectors, std::integer_sequence<std::ptrdiff_t, v...>) {
-  constexpr SparseRowPart<T> all_of_them[] = {sparse_row_part<v + 1, T>...};
+  constexpr SparseRowPart<T> all_of_them[] = {sparse_row_part<v + 1, Vector<T>, T>...};
   return all_of_them[vectors - 1];
 }
 
@@ -236,7 +224,7 @@ void sparse_row(const std::int32_t* steps, const T* values, std::ptrdiff_t n, co
                 T* c) noexcept {
   constexpr std::ptrdiff_t lanes = kLanesOf<T>;
   for (std::ptrdiff_t j = 0; columns < lanes && j < columns; ++j) {
-    c[j] = sparse_element(steps, values, n, b + j, columns);
+    sparse_row_part<1, T>(steps, values, n, b + j, columns, 0, c + j);
   }
   if (columns < lanes) return;
   const std::ptrdiff_t vectors = (columns + lanes - 1) / lanes, parts = (vectors + kMostVectors - 1) / kMostVectors;
