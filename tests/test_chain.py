@@ -148,9 +148,42 @@ def test_sparse_rows_that_are_refused() -> None:
         with pytest.raises(error, match=message):
             model._chain.forward_sparse(*arguments)
     assert np.array_equal(model.forward_sparse(starts, columns, values), good)
+    with pytest.raises(ValueError, match="forward_sparse: expected a model of dense layers alone"):
+        nn.Sequential([nn.Dropout(0.5), nn.Dense(3)], 4).forward_sparse(starts, columns, values)
     values.resize(3, refcheck=False)
     with pytest.raises(ValueError, match="its arrays to stay as they are"):
         model.backward(np.ones((3, 3), np.float32))
+
+
+def test_sparse_rows_may_be_written_before_the_gradient_is_made() -> None:
+    model = nn.Sequential([nn.Dense(3)], 4)
+    starts, columns, values = csr(np.eye(4, dtype=np.float32))
+    grad = np.arange(12, dtype=np.float32).reshape(4, 3)
+    model.forward_sparse(starts, columns, values)
+    starts[:], columns[:] = 1 << 40, 1 << 30
+    model.backward(grad.copy())
+    assert np.array_equal(model.layers[0].grads["weight"], grad)
+
+
+class EveryOther(nn.Layer):
+    """Outputs with gaps between them."""
+
+    def build(self, input_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (input_shape[0] // 2,)
+
+    def forward(self, x: Any, train: bool) -> Any:
+        return x[:, ::2]
+
+    def backward(self, grad: Any) -> Any:
+        return np.repeat(grad, 2, axis=1)
+
+
+def test_a_large_product_takes_inputs_with_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nn.layers, "SMALL_WORK", 1)
+    model = nn.Sequential([EveryOther(), nn.Dense(3)], 8)
+    x = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    weight = model.named_parameters()["1.weight"]
+    np.testing.assert_allclose(model.forward(x), x[:, ::2] @ weight, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

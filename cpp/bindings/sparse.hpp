@@ -28,20 +28,21 @@ struct SparseRows {
         rows(x.rows) {}
 };
 
-inline py::array plain(const py::object& object, const char* name, const py::dtype& dtype) {
+// A copy: what was checked must stay so until the gradient is made.
+inline py::array copy_of(const py::object& object, const char* name, const py::dtype& dtype) {
   const bool is_array = py::isinstance<py::array>(object);
   const auto array = is_array ? py::reinterpret_borrow<py::array>(object) : py::array();
   if (!is_array || !array.dtype().equal(dtype) || array.ndim() != 1 || (array.flags() & c_order) == 0) {
     throw py::type_error(std::string(name) + ": expected a contiguous array of " + text(dtype) + ", got " +
                          (is_array ? text(array.dtype()) + " " + describe(shape_of(array)) : type_name(object)));
   }
-  return array;
+  return array.attr("copy")();
 }
 
 inline SparseView sparse_view(const py::object& starts, const py::object& columns, const py::object& values,
                               std::ptrdiff_t width) {
-  SparseView x{plain(starts, "starts", py::dtype::of<std::int64_t>()),
-               plain(columns, "columns", py::dtype::of<std::int32_t>()), c_view(values, "values", Use::read), 0};
+  SparseView x{copy_of(starts, "starts", py::dtype::of<std::int64_t>()),
+               copy_of(columns, "columns", py::dtype::of<std::int32_t>()), c_view(values, "values", Use::read), 0};
   x.rows = x.starts.size() - 1;
   const auto* start = static_cast<const std::int64_t*>(x.starts.data());
   const auto* column = static_cast<const std::int32_t*>(x.columns.data());

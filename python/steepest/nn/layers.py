@@ -101,7 +101,9 @@ class Dense(Affine):
         """f(x W + b), f being the activation that follows, if one does."""
         self.x = x
         weight, z = self.params["weight"], self.buffer("z", (len(x), self.units))
-        self._is_small = x.size * self.units <= SMALL_WORK or (SMALL_WORK > 0 and _core.is_mostly_zero(x))
+        self._is_small = x.size * self.units <= SMALL_WORK or (
+            SMALL_WORK > 0 and x.flags.forc and _core.is_mostly_zero(x)
+        )
         compiled = self.compiled
         if self._is_small and compiled is not None:
             _core.dense(x, weight, self.params.get("bias"), *compiled, z)

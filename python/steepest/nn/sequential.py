@@ -215,11 +215,14 @@ class Sequential:
         """The outputs for rows of which only what is not 0 is given, to the bits of `forward`'s.
 
         They are in CSR: row i has `values[starts[i]:starts[i + 1]]`, in the model's dtype, in these
-        `columns` (int32), which ascend; `starts` is int64. Only where `takes_sparse`.
+        `columns` (int32), which ascend; `starts` is int64. ValueError unless all layers are dense ones
+        with their activations.
         """
-        assert self._chain is not None
+        if self._chain is None:
+            raise ValueError("forward_sparse: expected a model of dense layers alone that trains; make the rows dense")
+        outputs = self._chain.forward_sparse(starts, columns, values)
         self._is_chained = True
-        return self._chain.forward_sparse(starts, columns, values)
+        return outputs
 
     def _with_channel(self, x: Array) -> Array:
         if x.ndim and (*x.shape[1:], 1) == self.input_shape:
