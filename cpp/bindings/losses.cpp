@@ -196,8 +196,8 @@ std::vector<std::int64_t> checked_labels(const py::array& labels, const std::vec
 }
 
 std::ptrdiff_t rows_per_block(std::ptrdiff_t classes) {
-  const std::ptrdiff_t rows = std::clamp<std::ptrdiff_t>(kSumBlock / classes, 1, kMaxRows);
-  return classes < kFewClasses ? rows / kTile * kTile : rows;
+  if (classes < kFewClasses) return std::min(kSumBlock / classes, kMaxRows) / kTile * kTile;
+  return std::clamp<std::ptrdiff_t>(kRowBlock / classes, 1, kMaxRows);
 }
 
 // The sum of the weights of the rows that count, one after the other.

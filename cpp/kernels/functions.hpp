@@ -44,6 +44,12 @@ inline Vector<double> fused(Vector<double> a, Vector<double> b, Vector<double> c
 }
 #endif
 
+#if defined(__AVX512F__)
+// x 2^k
+inline Vector<float> scaled(Vector<float> x, Vector<float> k) { return _mm512_scalef_ps(x, k); }
+inline Vector<double> scaled(Vector<double> x, Vector<double> k) { return _mm512_scalef_pd(x, k); }
+#endif
+
 // The larger one; b if a is not a number. One instruction, but for NEON, whose own differs in zeros.
 template <class V>
 inline V above(V a, V b) {
@@ -119,6 +125,13 @@ __attribute__((always_inline)) inline void exponentials_of_negatives(V* x) {
   polynomials<0, R>(F::exp_poly, r, y);
 #pragma GCC unroll 16
   for (int k = 0; k < R; ++k) y[k] = fused(r[k] * r[k], y[k], r[k]);
+#if defined(__AVX512F__)
+  if constexpr (sizeof(V) == kWidth) {
+#pragma GCC unroll 16
+    for (int k = 0; k < R; ++k) x[k] = scaled(T(1) + y[k], shifted[k] - magic);
+    return;
+  }
+#endif
 #pragma GCC unroll 16
   for (int k = 0; k < R; ++k) scale[k] = from_bits<V>(bits(shifted[k]) << F::mantissa);
 #pragma GCC unroll 16

@@ -78,8 +78,9 @@ constexpr std::ptrdiff_t kSumBlock = 2048;
 template <class T>
 constexpr double kTermScale = sizeof(T) == sizeof(double) ? 0x1p-64 : 1;
 
-// Softmax takes at most so many rows as a block; rows of fewer than kFewClasses lie in tiles of kTile side by side.
-constexpr std::ptrdiff_t kMaxRows = 256, kTile = 16, kFewClasses = 32;
+// Softmax takes at most so many rows as a block; rows of fewer than kFewClasses lie in tiles of kTile side by side, in
+// blocks of kSumBlock elements. Longer ones come in blocks of kRowBlock, which the second cache holds.
+constexpr std::ptrdiff_t kMaxRows = 256, kTile = 16, kFewClasses = 32, kRowBlock = 8192;
 
 // One block of rows of softmax cross-entropy. `gradient` may be `logits`; both are (rows, classes).
 template <class T>

@@ -260,7 +260,8 @@ inline void gradients_of_tile(const SoftmaxRows<T>& a, std::ptrdiff_t first, T* 
 
 // ---- Rows of many classes
 
-// Rows shorter than this, and what is made of them, are asked for two rows ahead, in the second cache.
+// Rows shorter than this, and what is made of them, are asked for two rows ahead, in the second cache; the next row's
+// logits then in the first one.
 constexpr std::ptrdiff_t kFetched = 8192;
 
 // By halves: one lane after the other takes as long as a hundred elements.
@@ -275,6 +276,12 @@ inline T largest(typename VectorOf<T, width>::type x) {
   }
 }
 
+// Elements of x before a register's width divides the address; 0 for a row that is not worth it.
+template <class T>
+inline std::ptrdiff_t before_aligned(const T* x, std::ptrdiff_t n) {
+  return n < 768 ? 0 : static_cast<std::ptrdiff_t>(-reinterpret_cast<std::uintptr_t>(x) % kWidth / sizeof(T));
+}
+
 template <class T>
 inline T row_max(const T* x, std::ptrdiff_t n) {
   Lanes<T> m;
@@ -285,7 +292,8 @@ inline T row_max(const T* x, std::ptrdiff_t n) {
 #pragma GCC unroll 16
     for (int r = 0; r < kRowRegisters<T>; ++r) m[r] = above(y[r], m[r]);
   };
-  std::ptrdiff_t i = 0;
+  std::ptrdiff_t i = before_aligned(x, n);
+  if (i > 0) take(0, kRowLanes);
   for (; i + kRowLanes <= n; i += kRowLanes) take(i, kRowLanes);
   if (i < n) take(i, n - i);
 #pragma GCC unroll 16
@@ -316,6 +324,7 @@ inline void exponentials_of_row(const SoftmaxRows<T>& a, std::ptrdiff_t i, RowVa
       sum_in_lanes<T>(n, [=](std::ptrdiff_t j, std::ptrdiff_t count, Lanes<T>& sums) __attribute__((always_inline)) {
         Lanes<T> z, y;
         for (std::ptrdiff_t at = 0; at < kRowLanes; at += 64 / std::ptrdiff_t{sizeof(T)}) {
+          __builtin_prefetch(x + j + ahead / 2 + at, 0, 3);
           __builtin_prefetch(x + j + ahead + at, 0, 2);
           __builtin_prefetch(e + j + ahead + at, 0, 2);
         }
@@ -342,7 +351,8 @@ inline void exponentials_of_row(const SoftmaxRows<T>& a, std::ptrdiff_t i, RowVa
 template <class T, class F>
 inline void replace(T* e, const T* q, std::ptrdiff_t n, F f) {
   constexpr int width = kLanesOf<T>;
-  std::ptrdiff_t j = 0;
+  std::ptrdiff_t j = before_aligned(e, n);
+  if (j > 0) store_part(e, j, f(load_part(e, j, T(0)), load_part(q, j, T(0))));
 #pragma GCC unroll 4
   for (; j + width <= n; j += width) store_register(e + j, f(load_register(e + j), load_register(q + j)));
   if (j < n) store_part(e + j, n - j, f(load_part(e + j, n - j, T(0)), load_part(q + j, n - j, T(0))));

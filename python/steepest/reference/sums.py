@@ -15,6 +15,7 @@ LANES = 16  # within a block in so many lanes,
 SHORT = 32  # unless the block is shorter than this
 ROW_LANES = 32  # lanes of a row's sum in the element type
 MAX_ROWS, TILE, FEW_CLASSES = 256, 16, 32  # rows of a block of softmax; rows of few classes come in tiles
+ROW_BLOCK = 8192  # elements of a block of rows of more classes
 
 
 def row_sums(terms: Array, dtype: Any = None) -> tuple[Array, Array]:
@@ -89,9 +90,10 @@ def sums_less_one(e: Array, lanes: int = ROW_LANES) -> Array:
 
 def total_of_rows(terms: Array, classes: int) -> float:
     """The sum of the rows' terms, in blocks of rows."""
-    per_block = min(max(SUM_BLOCK // classes, 1), MAX_ROWS)
     if classes < FEW_CLASSES:
-        per_block = per_block // TILE * TILE
+        per_block = min(SUM_BLOCK // classes, MAX_ROWS) // TILE * TILE
+    else:
+        per_block = min(max(ROW_BLOCK // classes, 1), MAX_ROWS)
     parts: list[tuple[Any, Any]] = []
     for first in range(0, len(terms), per_block):
         parts += zip(*row_sums(terms[None, first : first + per_block]), strict=True)
