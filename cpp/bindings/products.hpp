@@ -48,8 +48,7 @@ bool by_rows(const Product<T>& p) {
   return p.a_step == 1 ? p.columns < 4 * products<T>().columns : p.rows >= p.columns;
 }
 
-// Whether at most half of the pairs of neighbours in a row's step, (rows - 1, depth) of them, are not both 0. By a
-// sample.
+// Whether at least three of ten pairs of neighbours in a row's step, (rows - 1, depth) of them, are both 0. By a sample.
 template <class T>
 bool is_mostly_zero(const T* a, std::ptrdiff_t a_row, std::ptrdiff_t a_step, std::ptrdiff_t rows,
                     std::ptrdiff_t depth) {
@@ -61,7 +60,7 @@ bool is_mostly_zero(const T* a, std::ptrdiff_t a_row, std::ptrdiff_t a_step, std
     const T* const x = a + row * a_row + step * a_step;
     nonzero += x[0] != 0 || x[a_row] != 0;
   }
-  return nonzero <= samples / 2;
+  return nonzero <= samples * 7 / 10;
 }
 
 // Whether it pays to leave out where a is 0, which is done for two rows at a time: the bits are the same either way.
