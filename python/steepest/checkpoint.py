@@ -44,6 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steepest import optim, schedules
+from steepest._arguments import arrays_of
 from steepest._core import __version__
 from steepest.optim import Optimizer
 
@@ -310,7 +311,7 @@ def _state_dict(saved: Mapping[str, Any] | None, optimizer: Optimizer) -> dict[s
         raise ValueError("optimizer: expected the state of one, but it was saved without")
     if saved["type"] != type(optimizer).__name__:
         raise ValueError(f"optimizer: expected the state of {type(optimizer).__name__}, got {saved['type']}'s")
-    parameters = [p for group in optimizer.param_groups for p in optim._leaves(group["params"])]
+    parameters = [p for group in optimizer.param_groups for p in arrays_of(group["params"])]
     state = {
         i: {name: np.asarray(x, order=_order(p)) if isinstance(x, np.ndarray) else x for name, x in one.items()}
         for p, (i, one) in zip(parameters, saved["state"].items(), strict=False)

@@ -39,13 +39,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from numbers import Real
 from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steepest import _core
+from steepest._arguments import (
+    arrays_of,
+    check_keys,
+    check_number,
+    check_option,
+    check_seed,
+    container,
+    entries,
+    mask_list,
+)
 
 Array: TypeAlias = NDArray[Any]
 Params: TypeAlias = Array | Mapping[Any, Any] | Iterable[Any]  # mypy calls arrays of two dtypes `object`
@@ -53,123 +62,9 @@ Rate: TypeAlias = float | Callable[[int], float]
 StateDtype: TypeAlias = Literal["float32", "bfloat16", "8bit"] | None
 Precision: TypeAlias = tuple[StateDtype, int | None, str]  # state_dtype, seed, master_weights
 
-_BOUNDS = {  # name: (lowest, highest, whether the lowest is allowed); the highest never is
-    "lr": (0.0, math.inf, True),
-    "alpha": (0.0, 1.0, True),
-    "beta": (0.0, 1.0, True),
-    "betas": (0.0, 1.0, True),
-    "dampening": (0.0, 1.0, True),
-    "eps": (0.0, math.inf, False),
-    "initial_accumulator_value": (0.0, math.inf, True),
-    "l1": (0.0, math.inf, True),
-    "l2": (0.0, math.inf, True),
-    "lr_decay": (0.0, math.inf, True),
-    "max_norm": (0.0, math.inf, False),
-    "max_value": (0.0, math.inf, False),
-    "momentum": (0.0, 1.0, True),
-    "momentum_decay": (0.0, math.inf, True),
-    "weight_decay": (0.0, math.inf, True),
-}
-
-
-def _check_number(name: str, value: Any, dtypes: Iterable[np.dtype[Any]]) -> None:
-    """Refuses what is out of range, or comes out of range when it is rounded to the parameters' dtype."""
-    low, high, closed = _BOUNDS[name]
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    try:
-        number = float(value)
-    except OverflowError:  # an integer beyond every float
-        number = math.inf
-    for dtype in (np.dtype(np.float64), *dtypes):
-        with np.errstate(over="ignore", under="ignore"):
-            x = float(dtype.type(number))
-        if not ((low <= x if closed else low < x) and x < high):
-            rounded = "" if x == number or x != x else f", which is {x:g} in {dtype}"
-            expected = f"{'>=' if closed else '>'} {low:g}" + (f" and < {high:g}" if high < math.inf else "")
-            raise ValueError(f"{name}: expected a finite number {expected}, got {value!r}{rounded}")
-
-
-def _check_option(name: str, value: Any, dtypes: Iterable[np.dtype[Any]]) -> Any:
-    """The option as the rule takes it: numbers as float, betas as a tuple."""
-    if name == "lr" and callable(value):
-        return value
-    if name == "max_value" and value is None:
-        return None
-    if name == "betas":
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            raise TypeError(f"betas: expected two numbers, got {type(value).__name__}")
-        if len(value) != 2:
-            raise ValueError(f"betas: expected two numbers, got {value!r}")
-        for beta in value:
-            _check_number(name, beta, dtypes)
-        return tuple(float(beta) for beta in value)
-    if name in _BOUNDS:
-        _check_number(name, value, dtypes)
-        return float(value)
-    if not isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
-    return bool(value)
-
-
-def _check_seed(seed: Any) -> int | None:
-    if seed is None:
-        return None
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
-        raise TypeError(f"seed: expected an integer or None, got {type(seed).__name__}")
-    if not 0 <= seed < 2**32:
-        raise ValueError(f"seed: expected an integer from 0 to 2**32 - 1, got {seed}")
-    return int(seed)
-
 
 def _dtype_name(x: Any) -> str:
     return "bfloat16" if x.dtype == _core._bfloat16_bits and x.dtype.metadata else str(x.dtype)
-
-
-def _container(params: Any) -> Any:
-    """The array or the container that is kept: an iterator, and what is one in disguise, as a list."""
-    if isinstance(params, np.ndarray | Mapping | Sequence):
-        return params
-    if not isinstance(params, Iterable):
-        raise TypeError(f"params: expected arrays, got {type(params).__name__}")
-    return list(params)
-
-
-def _leaves(params: Any) -> list[Any]:
-    if isinstance(params, np.ndarray):
-        return [params]
-    return list(params.values() if isinstance(params, Mapping) else params)
-
-
-def _mask_list(name: str, params: Any, masks: Any) -> list[Any]:
-    """A mask, or None, for each of the params, given in their structure."""
-    count = len(_leaves(params))
-    if masks is None:
-        return [None] * count
-    if isinstance(params, np.ndarray):
-        return [masks]
-    if isinstance(params, Mapping):
-        if not isinstance(masks, Mapping):
-            raise TypeError(f"{name}: expected a mapping with names of params, got {type(masks).__name__}")
-        if surplus := [key for key in masks if key not in params]:
-            raise ValueError(f"{name}: expected names of params, got also {surplus}")
-        return [masks.get(key) for key in params]
-    return _entries(name, masks, count)
-
-
-def _entries(name: str, masks: Any, count: int) -> list[Any]:
-    if isinstance(masks, np.ndarray) or not isinstance(masks, Sequence):
-        raise TypeError(f"{name}: expected a sequence of {count}, got {type(masks).__name__}")
-    if len(masks) != count:
-        raise ValueError(f"{name}: expected a sequence of {count}, got {len(masks)}; None keeps all")
-    return list(masks)
-
-
-def _check_keys(name: str, mapping: Any, keys: tuple[Any, ...]) -> None:
-    if not isinstance(mapping, Mapping):
-        raise TypeError(f"{name}: expected a mapping, got {type(mapping).__name__}")
-    if set(mapping) != set(keys):
-        raise ValueError(f"{name}: expected the keys {list(keys)}, got {list(mapping)}")
 
 
 class ParamGroup(MutableMapping[str, Any]):
@@ -178,13 +73,13 @@ class ParamGroup(MutableMapping[str, Any]):
     def __init__(self, optimizer: Optimizer, params: Any, options: dict[str, Any]) -> None:
         self._rule, self._core = type(optimizer), optimizer._core  # not the optimizer: a cycle would outlive its use
         self._index, self._params = len(optimizer.param_groups), params
-        leaves = _leaves(params)
+        leaves = arrays_of(params)
         wide, narrow = np.dtype(np.float64), np.dtype(np.float32)  # bfloat16 is computed in float32
         self._dtypes = {wide if x.dtype == wide else narrow for x in leaves if isinstance(x, np.ndarray)}
         self._options = self._checked(options)
 
     def _checked(self, options: dict[str, Any]) -> dict[str, Any]:
-        checked = {name: _check_option(name, value, self._dtypes) for name, value in options.items()}
+        checked = {name: check_option(name, value, self._dtypes) for name, value in options.items()}
         self._rule._check_together(checked)
         return checked
 
@@ -211,7 +106,7 @@ class ParamGroup(MutableMapping[str, Any]):
         return 1 + len(self._options)
 
     def __repr__(self) -> str:
-        return repr({**self._options, "params": f"<{len(_leaves(self._params))} arrays>"})
+        return repr({**self._options, "params": f"<{len(arrays_of(self._params))} arrays>"})
 
 
 class Optimizer:
@@ -237,9 +132,9 @@ class Optimizer:
     ) -> None:
         if type(self) is Optimizer:
             raise TypeError("Optimizer is what the rules share: use Adam, SGD, ...")
-        params = _container(params)
+        params = container(params)
         if max_norm is not None:
-            _check_number("max_norm", max_norm, ())
+            check_number("max_norm", max_norm, ())
         if nonfinite not in ("propagate", "skip", "raise"):
             raise ValueError(f'nonfinite: expected "propagate", "skip" or "raise", got {nonfinite!r}')
         for name, value, choices in (
@@ -253,7 +148,7 @@ class Optimizer:
         )
         groups = cast("list[Mapping[str, Any]]", list(params) if grouped else [{"params": params}])
         self._defaults = options
-        self._start(max_norm, nonfinite, grouped, (state_dtype, _check_seed(seed), master_weights))
+        self._start(max_norm, nonfinite, grouped, (state_dtype, check_seed(seed), master_weights))
         for group in groups:
             self._add_group(group)
 
@@ -276,7 +171,7 @@ class Optimizer:
             raise ValueError(
                 f"param group: expected options among {', '.join(self._defaults)}, got {', '.join(map(str, surplus))}"
             )
-        params = _container(group["params"])
+        params = container(group["params"])
         if not isinstance(params, np.ndarray) and len(params) == 0:
             raise ValueError("params: expected at least one array, got none")
         added = ParamGroup(self, params, {**self._defaults, **options})
@@ -336,10 +231,10 @@ class Optimizer:
             array([0.5, 0. ])
         """
         grouped, count = self._core.grouped, len(self.param_groups)
-        by_group = _entries("masks", masks, count) if grouped and masks is not None else [masks] * count
+        by_group = entries("masks", masks, count) if grouped and masks is not None else [masks] * count
         flat = []
         for i, (group, given) in enumerate(zip(self.param_groups, by_group, strict=True)):
-            flat += _mask_list(f"masks[{i}]" if grouped else "masks", group["params"], given)
+            flat += mask_list(f"masks[{i}]" if grouped else "masks", group["params"], given)
         self._core.set_masks(flat)
 
     @property
@@ -349,7 +244,7 @@ class Optimizer:
         groups: list[Any] = []
         for group in self.param_groups:
             params = group["params"]
-            masks = [next(kept) for _ in _leaves(params)]
+            masks = [next(kept) for _ in arrays_of(params)]
             if isinstance(params, Mapping):
                 groups.append(dict(zip(params, masks, strict=True)))
             else:
@@ -398,7 +293,7 @@ class Optimizer:
         """
         groups, first = [], 0
         for group in self.param_groups:
-            count = len(_leaves(group["params"]))
+            count = len(arrays_of(group["params"]))
             options = {name: group[name] for name in group if name != "params"}
             if callable(options["lr"]):
                 options["lr"] = options["lr"](self.steps)
@@ -427,22 +322,22 @@ class Optimizer:
             >>> m
             array([0.2, 0.2, 0.2])
         """
-        _check_keys("state_dict", state_dict, ("steps", "state", "param_groups"))
+        check_keys("state_dict", state_dict, ("steps", "state", "param_groups"))
         state, groups = state_dict["state"], state_dict["param_groups"]
         if not isinstance(groups, Sequence) or len(groups) != len(self.param_groups):
             raise ValueError(f"param_groups: expected a sequence of {len(self.param_groups)}, got {groups!r}")
         checked, first = [], 0
         for i, (group, saved) in enumerate(zip(self.param_groups, groups, strict=True)):
             name = f"param_groups[{i}]"
-            _check_keys(name, saved, tuple(group))
-            numbers = list(range(first, first + len(_leaves(group["params"]))))
+            check_keys(name, saved, tuple(group))
+            numbers = list(range(first, first + len(arrays_of(group["params"]))))
             if not isinstance(saved["params"], Sequence) or list(saved["params"]) != numbers:
                 raise ValueError(f"{name}: expected the parameters {numbers}, got {saved['params']!r}")
             first += len(numbers)
             kept = {"params", "lr"} if callable(group["lr"]) else {"params"}
             changed = {option: value for option, value in saved.items() if option not in kept}
             checked.append(group._checked(group._options | changed))
-        _check_keys("state", state, tuple(range(first)))
+        check_keys("state", state, tuple(range(first)))
         core_options = [self._core_options(options) for options in checked]
         self._core.restore([state[i] for i in range(first)], state_dict["steps"], core_options, copy)
         for group, options in zip(self.param_groups, checked, strict=True):
@@ -464,7 +359,7 @@ class Optimizer:
         self._core.restore(*state["state"])
 
     def __repr__(self) -> str:
-        leaves = [x for group in self.param_groups for x in _leaves(group["params"])]
+        leaves = [x for group in self.param_groups for x in arrays_of(group["params"])]
         dtypes = "/".join(sorted({_dtype_name(x) for x in leaves}))
         options = {name: value for name, value in self.param_groups[0].items() if name != "params"}
         if len(self.param_groups) > 1:

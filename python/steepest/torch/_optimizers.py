@@ -7,12 +7,13 @@ from typing import Any
 import torch
 
 from steepest import optim
+from steepest._arguments import check_option
 from steepest.torch._steps import Steps
 
 
 def check_numbers(**options: Any) -> None:
     for name, value in options.items():
-        optim._check_option(name, value.item() if isinstance(value, torch.Tensor) else value, ())
+        check_option(name, value.item() if isinstance(value, torch.Tensor) else value, ())
 
 
 class SGD(Steps, torch.optim.SGD):

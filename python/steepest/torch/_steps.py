@@ -12,6 +12,7 @@ import torch
 from torch.optim import optimizer as base
 
 from steepest import _core, optim
+from steepest._arguments import check_number
 from steepest.torch._state import BITS, CODE, SCALE, followed, is_signed, keep
 from steepest.torch._tensors import NARROW, WIDE, check_tensor, functions, is_dense, laid_out_as
 
@@ -77,7 +78,7 @@ class Steps(torch.optim.Optimizer):
     @max_norm.setter
     def max_norm(self, value: float | None) -> None:
         if value is not None:
-            optim._check_number("max_norm", value, ())
+            check_number("max_norm", value, ())
         self._max_norm, self._tensors = value, None
 
     @property
