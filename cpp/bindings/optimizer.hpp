@@ -16,6 +16,9 @@
 
 namespace steepest {
 
+// what[key]
+std::string key_name(const std::string& what, py::handle key);
+
 // What a tensor remembers between steps beside its state arrays.
 struct Progress {
   std::int64_t step = 0;

@@ -48,7 +48,8 @@ bool by_rows(const Product<T>& p) {
   return p.a_step == 1 ? p.columns < 4 * products<T>().columns : p.rows >= p.columns;
 }
 
-// Whether at least three of ten pairs of neighbours in a row's step, (rows - 1, depth) of them, are both 0. By a sample.
+// Whether at least three of ten pairs of neighbours in a row's step, (rows - 1, depth) of them, are both 0. By a
+// sample.
 template <class T>
 bool is_mostly_zero(const T* a, std::ptrdiff_t a_row, std::ptrdiff_t a_step, std::ptrdiff_t rows,
                     std::ptrdiff_t depth) {
