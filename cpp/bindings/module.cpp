@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   steepest::register_rules(m);
   steepest::register_tensors(m);
   steepest::register_losses(m);
+  steepest::register_softmax(m);
   steepest::register_layers(m);
   steepest::register_quantized(m);
   steepest::register_products(m);

@@ -13,6 +13,7 @@ void register_quantized(pybind11::module_& m);
 void register_products(pybind11::module_& m);
 void register_rows(pybind11::module_& m);
 void register_runtime(pybind11::module_& m);
+void register_softmax(pybind11::module_& m);
 void register_stream(pybind11::module_& m);
 void register_tensors(pybind11::module_& m);
 

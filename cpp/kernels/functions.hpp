@@ -30,7 +30,7 @@ inline Vector<double> fused_to_odd(Vector<double> a, Vector<double> b, Vector<do
   const Vector<double> product = a * b, sum = product + c, part = sum - product;
   const Vector<double> error = (product - (sum - part)) + (c - part);
   const auto inexact = (error > 0.0) | (error < 0.0), beyond = (error > 0.0) ^ (sum > 0.0);
-  return (Vector<double>)(((decltype(inexact))sum + (beyond & inexact)) | (inexact & 1));
+  return (Vector<double>)((std::decay_t<decltype(inexact)>(sum) + (beyond & inexact)) | (inexact & 1));
 }
 inline Vector<float> fused(Vector<float> a, Vector<float> b, Vector<float> c) {
   const auto upper = [](Vector<float> x) { return _mm_cvtps_pd(_mm_movehl_ps(x, x)); };
@@ -39,15 +39,14 @@ inline Vector<float> fused(Vector<float> a, Vector<float> b, Vector<float> c) {
 }
 inline float fused(float a, float b, float c) { return fused(Vector<float>{a}, Vector<float>{b}, Vector<float>{c})[0]; }
 inline Vector<double> fused(Vector<double> a, Vector<double> b, Vector<double> c) {
-  for (int k = 0; k < 2; ++k) c[k] = fused(a[k], b[k], c[k]);  // the C library's
-  return c;
+  return Vector<double>{fused(a[0], b[0], c[0]), fused(a[1], b[1], c[1])};  // the C library's
 }
 #endif
 
 #if defined(__AVX512F__)
 // x 2^k
-inline Vector<float> scaled(Vector<float> x, Vector<float> k) { return _mm512_scalef_ps(x, k); }
-inline Vector<double> scaled(Vector<double> x, Vector<double> k) { return _mm512_scalef_pd(x, k); }
+inline Vector<float> scaled(Vector<float> x, Vector<float> k) { return _mm512_maskz_scalef_ps(0xffff, x, k); }
+inline Vector<double> scaled(Vector<double> x, Vector<double> k) { return _mm512_maskz_scalef_pd(0xff, x, k); }
 #endif
 
 // The larger one; b if a is not a number. One instruction, but for NEON, whose own differs in zeros.
