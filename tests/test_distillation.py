@@ -213,3 +213,30 @@ def test_what_does_not_fit_is_refused_before_training(
     with pytest.raises(error) as caught:
         compress.distill(**given, epochs=1, callbacks=[Never()], verbose=False)
     assert words in str(caught.value) and student.params.tobytes() == before.tobytes()
+
+
+@both_dtypes
+def test_what_has_no_share_may_be_infinite(dtype: Any) -> None:
+    x, t = np.array([[-np.inf, 1, 2]], dtype), np.array([[0, 0, 1]], dtype)
+    plain, gradient = losses.softmax_cross_entropy(x, np.array([1]))
+    got = losses.distillation(x, t, np.array([1]), alpha=0.0)
+    assert got[0] == pytest.approx(plain) and np.allclose(got[1], gradient)
+    assert losses.distillation(x, np.array([[-np.inf, 0, 1]], dtype), np.array([0]), alpha=1.0)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sample_weight": np.ones(61, np.float32)}, r"sample_weight: expected shape \(60,\), got \(61,\)"),
+        ({"sample_weight": np.ones(59, np.float32)}, r"sample_weight: expected shape \(60,\), got \(59,\)"),
+        ({"validation_data": (np.ones((60, 2)), np.zeros(60, int))}, r"validation_data: x: expected shape"),
+        ({"validation_data": (np.ones((60, 4)), np.full(60, 5))}, r"validation_data: labels: expected 0 to 1"),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_before_training(options: Any, message: str) -> None:
+    x, y = np.random.default_rng(0).normal(size=(60, 4)), np.arange(60) % 2
+    student = nn.Sequential([nn.Dense(2)], 4)
+    before = student.params.copy()
+    with pytest.raises(ValueError, match=message):
+        compress.distill(np.zeros((60, 2)), student, x, y, epochs=1, verbose=False, **options)
+    assert np.array_equal(student.params, before)

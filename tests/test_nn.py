@@ -611,3 +611,41 @@ def test_summary() -> None:
     lines = network().summary().splitlines()
     assert lines[1].split() == ["Dense(units=16)", "(16,)", "96"]
     assert lines[-1].split() == ["total", "147"]
+
+
+class Straight(nn.ReLU):
+    def mask(self, grad: Any, y: Any) -> None:
+        """The gradient goes through."""
+
+
+class Doubled(nn.Tanh):
+    def forward(self, x: Any, train: bool) -> Any:
+        return 2 * super().forward(x, train)
+
+
+class Undone(nn.Sigmoid):
+    def backward(self, grad: Any) -> Any:
+        return 0 * grad
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_activations_that_change_one_method_are_what_they_say(apart: bool) -> None:
+    """In a chain of dense layers as in any other model."""
+    x = -np.ones((1, 1))
+
+    def run(activation: Any) -> tuple[float, float]:
+        layers = [nn.Dense(1), activation, *[nn.Reshape((1,))] * apart]
+        model = nn.Sequential(layers, 1, dtype=np.float64)
+        model.params[:] = 1, 0
+        y = model.forward(x).item()
+        model.backward(np.ones((1, 1)))
+        return y, model.grads[1].item()
+
+    assert run(Straight()) == (0, 1)
+    assert run(Doubled())[0] == pytest.approx(2 * np.tanh(-1))
+    assert run(Undone())[1] == 0
+
+
+def test_what_is_no_array_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"^x: expected a numpy.ndarray, got list"):
+        nn.Sequential([nn.Dense(1)], 3).forward([[1, 2, 3]])  # type: ignore[arg-type]

@@ -179,3 +179,32 @@ def test_the_command_names_what_is_missing(
     monkeypatch.setitem(sys.modules, "onnx", None)
     assert cli.main(["export", str(model), str(tmp_path / "model.onnx")]) == 2
     assert 'pip install "steepest[onnx]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("size", "bias", "bits"), [(1e-7, 0.3, 7), (1e-5, 10.0, 7), (0.0, 0.3, 7), (0.0, 0.3, 1)])
+def test_biases_of_small_filters_are_kept(size: float, bias: float, bits: int) -> None:
+    x = np.random.default_rng(0).normal(size=(20, 4, 4, 1)).astype(np.float32)
+    model = nn.Sequential([nn.Conv2D(2, 2)], (4, 4, 1))
+    weight = model.layers[0].params["weight"]
+    weight[..., 0] *= size / np.abs(weight[..., 0]).max()
+    model.layers[0].params["bias"][:] = bias, 0.7
+    small = compress.quantize(model, x, bits=bits)
+    assert_agree(answers(export_onnx(small), x)["logits"], small.forward(x))
+
+
+@pytest.mark.parametrize(
+    "labels", [[0.5, 1.5, 2.5], np.array([1, 2, 2**64 - 1], np.uint64), [b"a", b"b", b"c"], np.array(["a", 1, None])]
+)
+def test_labels_that_it_cannot_write_are_refused(labels: Any) -> None:
+    with pytest.raises(ValueError, match=r"^labels: expected strings, or integers of 64 bits"):
+        export_onnx(nn.Sequential([nn.Dense(3)], 2), labels=labels)
+
+
+def test_booleans_become_strings() -> None:
+    exported = export_onnx(nn.Sequential([nn.Dense(2)], 2, seed=1), labels=[False, True])
+    assert set(answers(exported, np.eye(2, dtype=np.float32))["label"]) <= {"False", "True"}
+
+
+def test_unscaling_of_several_outputs_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^unscaling: expected None for outputs of shape \(3,\)"):
+        export_onnx(nn.Sequential([nn.Dense(3)], 2), unscaling=(0.0, 1.0))

@@ -497,3 +497,23 @@ def test_every_layer_of_nn_is_quantised_kept_or_refused() -> None:
     layers = {value for value in vars(nn).values() if isinstance(value, type) and issubclass(value, Layer)}
     assert layers - known == {Layer, nn.Activation}
     assert list(itertools.chain(known)) and known <= layers
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        [nn.Conv2D(4, 3), nn.MaxPool2D(), nn.ReLU(), nn.Flatten(), nn.Dense(3)],
+        [nn.Flatten(), nn.Dense(8), nn.Dropout(0.2), nn.ReLU(), nn.Dense(3)],
+    ],
+)
+def test_a_relu_that_follows_no_product(layers: list[Layer]) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 8, 8, 1)).astype(np.float32)
+    model = shaken(nn.Sequential(copy.deepcopy(layers), (8, 8, 1)))
+    expected = model.forward(x)
+    assert np.abs(compress.quantize(model, x).forward(x) - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_steepest_save_refuses_a_quantised_model(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"steepest\.compress\.save takes it"):
+        sp.save(tmp_path / "model.safetensors", compress.quantize(dense()))
+    assert not list(tmp_path.iterdir())

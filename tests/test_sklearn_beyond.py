@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -439,3 +440,33 @@ def test_scikit_learns_progress_bar(iris: tuple[Array, Array], capsys: pytest.Ca
     search = GridSearchCV(MLPClassifier(max_iter=3), {"alpha": [0, 1]}, cv=2).set_callbacks(callback.ProgressBar())
     search.fit(*iris)
     assert "MLPClassifier" in capsys.readouterr().out
+
+
+class Deep(MLPClassifier):
+    """With a constructor of its own."""
+
+    def __init__(self, n_units: int = 10, n_layers: int = 2, random_state: Any = None) -> None:
+        super().__init__((n_units,) * n_layers, max_iter=20, random_state=random_state)
+        self.n_units, self.n_layers = n_units, n_layers
+
+
+def test_subclasses_with_a_constructor_of_their_own() -> None:
+    X, y = load_iris(return_X_y=True)
+    for deep in (clone(Deep(3, random_state=0)), GridSearchCV(Deep(3), {"random_state": [1, 2]}, cv=2)):
+        fitted = deep.fit(X, y)
+        assert [coef.shape[1] for coef in getattr(fitted, "best_estimator_", fitted).coefs_] == [3, 3, 3]
+
+
+def test_lbfgs_takes_no_batches_and_keeps_its_losses() -> None:
+    X, y = load_iris(return_X_y=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clf = MLPClassifier((5,), solver="lbfgs", batch_size=200, max_iter=1000, random_state=0).fit(X, y)
+    assert len(clf.loss_curve_) == clf.n_iter_ and clf.best_loss_ == clf.loss_ == clf.loss_curve_[-1]
+
+
+def test_an_alpha_of_few_digits_does_not_round_the_loss() -> None:
+    X, y = load_iris(return_X_y=True)
+    alphas: list[Any] = [0.25, np.float16(0.25)]
+    fits = [MLPClassifier((5,), alpha=alpha, max_iter=3, random_state=0).fit(X, y) for alpha in alphas]
+    assert fits[0].loss_curve_ == fits[1].loss_curve_

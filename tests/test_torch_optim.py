@@ -793,3 +793,51 @@ def test_distributed_data_parallel_and_zero_redundancy(tmp_path: Path) -> None:
     ]
     errors = [worker.communicate(timeout=120)[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
+
+
+class Mixin:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+
+def test_subclasses_with_a_constructor_of_their_own() -> None:
+    class Own(ours.AdamW):  # type: ignore[misc]
+        def __init__(self, params: Any, **kwargs: Any) -> None:
+            super().__init__(params, **kwargs)
+
+    class Mixed(Mixin, ours.SGD):  # type: ignore[misc]
+        pass
+
+    p = torch.nn.Parameter(torch.zeros(3))
+    p.grad = torch.ones(3)
+    for kind in (Own, Mixed):
+        kind([p], lr=0.1).step()
+    assert list(inspect.signature(Own).parameters) == ["params", "kwargs"]
+    assert p[0].item() == pytest.approx(-0.2)
+
+
+def test_a_count_of_steps_with_an_axis_is_kept() -> None:
+    """As scripts have it whose processes share the state."""
+    p = torch.nn.Parameter(torch.zeros(3))
+    p.grad = torch.ones(3)
+    optimizer, step = ours.Adam([p]), torch.zeros(1)
+    optimizer.state[p].update(step=step, exp_avg=torch.zeros(3), exp_avg_sq=torch.zeros(3))
+    optimizer.step()
+    optimizer.step()
+    assert optimizer.state[p]["step"] is step and step.tolist() == [2]
+
+
+def test_a_hook_may_bring_the_closure() -> None:
+    optimizer = ours.SGD([torch.nn.Parameter(torch.zeros(3))])
+    optimizer.register_step_pre_hook(lambda _, args, kwargs: (args, {**kwargs, "closure": lambda: 3.0}))
+    assert optimizer.step() == 3.0
+
+
+@pytest.mark.parametrize("state_dtype", [None, "8bit"])
+def test_state_is_on_the_cpu_whatever_the_default_device(state_dtype: Any) -> None:
+    p = torch.nn.Parameter(torch.zeros(5000))
+    p.grad = torch.ones(5000)
+    optimizer = ours.Adam([p], state_dtype=state_dtype)
+    with torch.device("meta"):
+        optimizer.step()
+    assert p[0].item() == pytest.approx(-0.001)

@@ -487,3 +487,55 @@ def test_refused_types_and_optimizers() -> None:
         trainer(nonfinite="ignore")
     with pytest.raises(ValueError, match="not this model's"):
         Trainer(trainer().model, sp.losses.mse, trainer().optimizer)
+
+
+def test_ignored_rows_do_not_count_in_means() -> None:
+    """Whatever the batches, as if their weight were 0."""
+    y = np.where(np.random.default_rng(0).random(len(Y)) < np.linspace(0, 0.98, len(Y)), -1, Y)
+    loss = partial(sp.losses.softmax_cross_entropy, ignore_index=-1)
+    t = trainer(loss=loss)
+    weights = (y >= 0).astype(np.float32)
+    expected = trainer().evaluate(X, np.maximum(y, 0), sample_weight=weights, batch_size=None)["loss"]
+    for batch_size in (None, 10, 4):
+        assert t.evaluate(X, y, batch_size=batch_size)["loss"] == pytest.approx(expected)
+    assert t.evaluate(X, y, batch_size=7, sample_weight=np.ones(len(y)))["loss"] == pytest.approx(expected)
+
+
+def test_batches_with_ignored_rows_accumulate_to_the_large_one() -> None:
+    y = np.where(np.random.default_rng(0).random(40) < 0.5, -1, Y[:40])
+    loss = partial(sp.losses.softmax_cross_entropy, ignore_index=-1)
+    ts = [trainer(nn.Sequential([nn.Dense(3)], 5, seed=1, dtype=np.float64), loss, sp.SGD) for _ in range(2)]
+    quiet(ts[0], X[:40], y, batch_size=None)
+    quiet(ts[1], X[:40], y, batch_size=10, accumulate=4, shuffle=False)
+    assert np.allclose(ts[0].model.params, ts[1].model.params, rtol=1e-12)
+
+
+def test_class_weights_of_booleans() -> None:
+    y = Y == 0
+    by_number = quiet(trainer(outputs=2), X, y.astype(int), class_weight={0: 1.0, 1: 5.0}).history
+    assert quiet(trainer(outputs=2), X, y, class_weight={False: 1.0, True: 5.0}).history == by_number
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        ({"class_weight": 2.0}, TypeError),
+        ({"class_weight": "balance"}, TypeError),
+        ({"class_weight": {"a": 1.0}}, TypeError),
+        ({"class_weight": {0: None}}, TypeError),
+        ({"accumulate": 2.5}, TypeError),
+        ({"epochs": 2.5}, TypeError),
+        ({"seed": -1}, ValueError),
+        ({"callbacks": [object()]}, TypeError),
+        ({"validation_data": (X[:, :3], Y)}, ValueError),
+        ({"validation_data": [X[:, :3], Y]}, ValueError),
+        ({"validation_data": (X, Y / 2)}, TypeError),
+    ],
+)
+def test_a_refused_fit_changes_nothing(arguments: Any, error: Any) -> None:
+    t = trainer()
+    quiet(t, X, Y, epochs=2)
+    before = t.model.params.copy()
+    with pytest.raises(error):
+        quiet(t, X, Y, **arguments)
+    assert t.history.epoch == [0, 1] and np.array_equal(t.model.params, before)

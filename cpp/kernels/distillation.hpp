@@ -121,7 +121,9 @@ Sum distillation(const DistillationRows<T>& a) noexcept {
     const V cross_entropy = logarithm_1p(rest) + of_row(v.to_label) * kUp;
     const V mean = of_row(v.divergence) / (rest_teacher + 1.0) * kUp / a.temperature;
     const V divergence = mean + (logarithm_1p(rest_soft) - logarithm_1p(rest_teacher));
-    const V loss = a.temperature * (soft * divergence) + hard * cross_entropy;
+    // What has no share in it may be infinite.
+    const V of_soft = soft == 0 ? V{} : a.temperature * (soft * divergence);
+    const V loss = of_soft + (hard == 0 ? V{} : hard * cross_entropy);
     store_register(v.terms + i, weight == 0.0 ? V{} : weight * (loss * kTermScale<T>));
     store_register(v.hard + i, hard * scale / (rest + 1.0));
     store_register(v.soft + i, soft * scale / (rest_soft + 1.0));

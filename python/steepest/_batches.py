@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -137,14 +138,18 @@ def class_factors(class_weight: Any, data: Arrays | Stream, classes: int) -> Arr
         return None
     if isinstance(class_weight, str) and class_weight == "balanced":
         return _balanced(data, classes)
+    if isinstance(class_weight, str) or not isinstance(class_weight, Iterable):
+        raise TypeError(f"class_weight: expected factors by class or 'balanced', got {class_weight!r}")
     factors = np.ones(classes)
     pairs = class_weight.items() if isinstance(class_weight, Mapping) else enumerate(class_weight)
     for label, factor in pairs:
-        if not 0 <= label < classes or not 0 <= factor < math.inf:
+        if not isinstance(label, int | np.integer | np.bool_) or not isinstance(factor, Real):
+            raise TypeError(f"class_weight: expected numbers by class number, got {label!r}: {factor!r}")
+        if not 0 <= label < classes or not 0 <= float(factor) < math.inf:
             raise ValueError(
                 f"class_weight: expected finite weights >= 0 of classes 0 to {classes - 1}, got {label!r}: {factor!r}"
             )
-        factors[label] = factor
+        factors[int(label)] = factor  # True is class 1
     return factors
 
 
@@ -175,7 +180,8 @@ def with_validation(
     if given is not None:
         if split:
             raise ValueError("pass validation_split or validation_data, not both")
-        arrays = isinstance(given, tuple) and len(given) in (2, 3)
+        is_list = isinstance(given, list) and all(isinstance(part, np.ndarray) for part in given)
+        arrays = (is_list or isinstance(given, tuple)) and len(given) in (2, 3)
         x, y, weight = (*given, None)[:3] if arrays else (given, None, None)
         return data, source(x, y, weight, 1024)
     if not split:

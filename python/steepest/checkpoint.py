@@ -197,6 +197,8 @@ def _check_model(model: Any) -> None:
 
     if not isinstance(model, Sequential):
         raise TypeError(f"model: expected an nn.Sequential, got {type(model).__name__}")
+    if hasattr(model, "quantized_layers"):
+        raise TypeError("model: expected one that trains, got a quantised one; steepest.compress.save takes it")
 
 
 @contextmanager

@@ -29,6 +29,7 @@ except ImportError as error:
 __all__ = ["export_onnx"]
 
 OPSET, IR = 17, 8  # what every onnxruntime of the last years reads
+BIAS_STEPS = 2**24  # of sums in int32, which have to hold the bias, too
 Array = NDArray[Any]
 
 
@@ -49,7 +50,8 @@ def export_onnx(
     - `scaling` (None): (mean, deviation), numbers or arrays of the samples' shape: inputs are then raw
       samples x, and the model sees (x - mean) / deviation. With arrays the input "x" is float64 and
       scaled as such, else it is float32.
-    - `labels` (None): the classes' names, strings or integers, in the order of the outputs.
+    - `labels` (None): the classes' names, strings, integers or booleans (which become "True" and "False"), in the
+      order of the outputs.
     - `unscaling` (None): (center, spread) of a regression.
     - `metadata` (None): strings that go along, by name.
 
@@ -59,12 +61,14 @@ def export_onnx(
 
     Images stay (batch, height, width, channels) outside, and are transposed inside where convolution and
     pooling need it. A model of float64 is exported in float32. Models that `compress.quantize` made with
-    calibration export as QuantizeLinear / DequantizeLinear pairs, convolution biases rounded to int32; those
+    calibration export as QuantizeLinear / DequantizeLinear pairs, convolution biases rounded to int32 where they
+    are at most 2^24 steps of the products' sums; those
     with dynamic ranges as DynamicQuantizeLinear with MatMulInteger or ConvInteger. On x86 without VNNI,
     onnxruntime's products of bytes saturate: quantise with `bits=7` for those.
 
     TypeError for what is no model; ValueError for a layer that has no counterpart (a class of one's
-    own), or labels of another number than the outputs; OSError if the file cannot be written.
+    own), labels of another number than the outputs, or `unscaling` of several outputs; OSError if the file cannot
+    be written.
 
     >>> import numpy as np
     >>> from steepest import nn
@@ -78,8 +82,11 @@ def export_onnx(
     """
     if not isinstance(model, nn.Sequential):
         raise TypeError(f"model: expected an nn.Sequential or a quantised model, got {type(model).__name__}")
-    if labels is not None and (len(model.output_shape) != 1 or len(labels) != model.output_shape[0]):
-        raise ValueError(f"labels: expected one for each output of shape {model.output_shape}, got {len(labels)}")
+    names = None if labels is None else _names(labels)
+    if names is not None and (len(model.output_shape) != 1 or len(names) != model.output_shape[0]):
+        raise ValueError(f"labels: expected one for each output of shape {model.output_shape}, got {len(names)}")
+    if unscaling is not None and model.output_shape != (1,):
+        raise ValueError(f"unscaling: expected None for outputs of shape {model.output_shape}, got {unscaling!r}")
     for i, layer in enumerate(model.layers):
         if type(layer) not in LAYERS:
             known = ", ".join(kind.__name__ for kind in LAYERS)
@@ -100,8 +107,8 @@ def export_onnx(
     graph.channels_first(False)
     logits = graph.add("Identity", graph.current, output="logits")
     outputs = [helper.make_tensor_value_info(logits, TensorProto.FLOAT, ["batch", *model.output_shape])]
-    if labels is not None:
-        outputs += _answers(graph, logits, np.asarray(labels))
+    if names is not None:
+        outputs += _answers(graph, logits, names)
     if unscaling is not None:
         center, spread = (graph.constant(np.float64(number)) for number in unscaling)
         one = graph.add("Squeeze", logits, graph.constant(np.array([1])))
@@ -115,7 +122,7 @@ def export_onnx(
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR,
     )
-    notes = dict(metadata or {}) | ({} if labels is None else {"labels": json.dumps(np.asarray(labels).tolist())})
+    notes = dict(metadata or {}) | ({} if names is None else {"labels": json.dumps(names.tolist())})
     helper.set_model_props(proto, notes)
     onnx.checker.check_model(proto, full_check=True)
     if path is not None:
@@ -176,15 +183,26 @@ def _scaled(graph: _Graph, x: str, shape: tuple[int, ...], mean: Any, deviation:
     return graph.add("Cast", graph.add("Div", graph.add("Sub", x, mean), deviation), to=TensorProto.FLOAT)
 
 
+def _names(labels: Sequence[Any]) -> Array:
+    """Labels as ONNX has them: an array of str (what they are printed as, if they are booleans) or of int64."""
+    array = np.asarray(labels)
+    if array.dtype.kind == "b":
+        array = array.astype(str)
+    if array.dtype.kind == "U" or (array.dtype.kind == "O" and all(isinstance(x, str) for x in array)):
+        return array.astype(object)
+    if array.dtype.kind in "iu" and not (array > np.iinfo(np.int64).max).any():
+        return array.astype(np.int64)
+    raise ValueError(f"labels: expected strings, or integers of 64 bits with a sign, got {labels!r:.80}")
+
+
 def _answers(graph: _Graph, logits: str, labels: Array) -> list[Any]:
     graph.add("Softmax", logits, axis=-1, output="probabilities")
     place = graph.add("ArgMax", logits, axis=-1, keepdims=0)
-    strings = labels.dtype.kind in "OSU"
-    names = graph.constant(labels.astype(object) if strings else labels.astype(np.int64))
-    graph.add("Gather", names, place, output="label")
+    graph.add("Gather", graph.constant(labels), place, output="label")
+    kind = TensorProto.STRING if labels.dtype == object else TensorProto.INT64
     return [
         helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", len(labels)]),
-        helper.make_tensor_value_info("label", TensorProto.STRING if strings else TensorProto.INT64, ["batch"]),
+        helper.make_tensor_value_info("label", kind, ["batch"]),
     ]
 
 
@@ -266,7 +284,12 @@ def _quantized(graph: _Graph, layer: Any, shape: tuple[int, ...]) -> None:
         graph.step("Add", graph.constant(layer.bias))
         return
     steps = step * layer.scale
-    bias = np.clip(np.rint(layer.bias / steps), -(2**31), 2**31 - 1).astype(np.int32)
+    # Integers do not hold the biases of filters that are small, or 0.
+    if (np.abs(layer.bias) >= BIAS_STEPS * steps).any() or not layer.weight.any(axis=(0, 1, 2)).all():
+        graph.step("Conv", floats, **window)
+        graph.step("Add", graph.constant(layer.bias.reshape(per_unit)))
+        return
+    bias = np.rint(layer.bias / steps).astype(np.int32)
     biases = graph.constant(bias), graph.constant(steps), graph.constant(units.astype(np.int32))
     graph.step("Conv", floats, graph.add("DequantizeLinear", *biases, axis=0), **window)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -111,6 +112,7 @@ class Trainer:
         self.stop_training = False
         self._gradients = like_params(model, optimizer, model.grads)
         self._class_weight: Array | None = None
+        self._ignored = getattr(loss, "keywords", {}).get("ignore_index")  # of a partial: such rows do not count
         self._buffer = Buffers(model.dtype)
 
     def fit(
@@ -153,20 +155,23 @@ class Trainer:
         loss that is not finite. ValueError for arguments out of range or sizes that don't fit,
         TypeError for what is neither arrays nor batches.
         """
+        initial_epoch, epochs, accumulate = map(operator.index, (initial_epoch, epochs, accumulate))
         if not 0 <= initial_epoch <= epochs or accumulate < 1:
             raise ValueError(
                 "expected 0 <= initial_epoch <= epochs and accumulate >= 1, "
                 f"got {initial_epoch!r}, {epochs!r} and {accumulate!r}"
             )
+        np.random.default_rng([seed, 0])  # refuses what is no seed
         data = source(x, y, sample_weight, batch_size)
         data, validation = with_validation(data, validation_split, validation_data, seed)
         classes = max(2, math.prod(self.model.output_shape))
-        self._class_weight = class_factors(class_weight, data, classes)
-        self.history = self.history.before(initial_epoch)
-        self.stop_training = False
+        factors = class_factors(class_weight, data, classes)
+        if validation_data is not None and isinstance(validation, Arrays):
+            self._check_validation(validation)
         steps = len(data) if isinstance(data, Arrays) else None
         self.callbacks = [*callbacks, *([ProgressBar()] if verbose else [])]
         hooks = Hooks(self.callbacks, self, epochs=epochs, steps=steps)
+        self._class_weight, self.history, self.stop_training = factors, self.history.before(initial_epoch), False
         with self._fixed_blas(data):
             hooks.call("on_train_begin", {})
             try:
@@ -225,6 +230,14 @@ class Trainer:
         finally:
             self.history = history
         return finder
+
+    def _check_validation(self, data: Arrays) -> None:
+        """Refuses what does not fit the model by its first row, so not after an epoch."""
+        first = next(Arrays(data.x[:1], None if data.y is None else data.y[:1], None, None).batches())
+        try:
+            self._loss(*first, Scorer({}, link_of(self.loss)), train=False)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"validation_data: {error}") from error
 
     def _fixed_blas(self, data: Arrays | Stream) -> AbstractContextManager[Any]:
         return fixed_blas(self.model.multiplications * data.batch_size, self.blas_threads)
@@ -299,6 +312,9 @@ class Trainer:
         loss, gradient = self.loss(outputs, targets, sample_weight=weight, out=out)
         if train and math.isfinite(loss):
             self.model.backward(gradient)
+        if self._ignored is not None and targets.dtype.kind in "iu":
+            counts = targets != self._ignored
+            return loss, float(np.count_nonzero(counts) if weight is None else weight[counts].sum(dtype=np.float64))
         return loss, len(x) if weight is None else float(weight.sum(dtype=np.float64))
 
     def _targets(self, y: Array) -> Array:
@@ -306,7 +322,8 @@ class Trainer:
         shape = self.model.output_shape
         if y.ndim == 1 and shape == (1,):
             y = y[:, None]
-        elif y.ndim == len(shape) and y.dtype.kind in "iu":
+        elif y.ndim == len(shape) and y.dtype.kind in "iub":
+            y = y.view(np.uint8) if y.dtype.kind == "b" else y
             return y if well_formed(y, y.dtype) else y.astype(y.dtype.newbyteorder("="))
         if well_formed(y, self.model.dtype):
             return y

@@ -155,6 +155,8 @@ def distill(
     one = np.zeros((1, 1))
     losses.distillation(one, one, np.zeros(1, int), alpha=alpha, temperature=temperature)  # refuses bad options now
     weight = None if sample_weight is None else np.asarray(sample_weight)
+    if weight is not None and weight.shape != labels.shape:
+        raise ValueError(f"sample_weight: expected shape {labels.shape}, got {weight.shape}")
     rows = np.arange(len(x))
     if validation_split:
         if validation_data is not None:

@@ -90,7 +90,7 @@ def _check_model(model: Any) -> None:
 
 
 def _widths(bits: int | Sequence[int], layers: int) -> Any:
-    widths = [bits] * layers if isinstance(bits, int) else list(bits)
+    widths = [int(bits)] * layers if isinstance(bits, int | np.integer) else list(bits)
     if len(widths) != layers or any(width not in (1, 7, 8) for width in widths):
         raise ValueError(f"bits: expected 8, 7 or 1, or one for each of {layers} layers with weights, got {bits!r}")
     return iter(widths)

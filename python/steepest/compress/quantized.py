@@ -191,7 +191,11 @@ class QuantizedModel(Sequential):
         for layer in self.layers[start:]:
             if isinstance(layer, _Quantized):
                 return layer.input
-            if not isinstance(layer, ReLU | QuantizedMaxPool2D | Reshape | Dropout):
+            if isinstance(layer, ReLU):
+                keeps = layer.fused  # another one computes with floats
+            else:
+                keeps = isinstance(layer, QuantizedMaxPool2D | Reshape | Dropout)
+            if not keeps:
                 return None
         return None
 

@@ -51,7 +51,8 @@ class _Compiled(Activation):
     @property
     def compiled(self) -> tuple[str, float] | None:  # type: ignore[override]
         """The kernel's name and slope, unless a subclass computes something else."""
-        return (self.kernel, self.slope) if type(self).activate is _Compiled.activate else None
+        own = [getattr(type(self), name) is getattr(_Compiled, name) for name in ("activate", "mask", "backward")]
+        return (self.kernel, self.slope) if all(own) else None
 
     def activate(self, x: Array, bias: Array | None, out: Array) -> Array:
         """out = f(x + bias), the bias being of the last axis; `out` may be `x`."""

@@ -94,7 +94,9 @@ class Sequential:
             shape = layer.join(self.dtype, rng, shape)
             self._shapes.append(shape)
         for before, layer in zip(self.layers, self.layers[1:], strict=False):
-            if before.takes_activation and isinstance(layer, Activation):
+            if not before.takes_activation or not isinstance(layer, Activation):
+                continue
+            if type(layer).forward is Activation.forward:  # else it computes something of its own
                 before.activation = layer
                 layer.fused = True
         self.output_shape = shape
@@ -194,6 +196,8 @@ class Sequential:
         images come as (batch, height, width) too. TypeError if `x` does not hold real numbers,
         ValueError for another shape.
         """
+        if not isinstance(x, np.ndarray):
+            raise TypeError(f"x: expected a numpy.ndarray, got {type(x).__name__}")
         if x.shape[1:] != self.input_shape or x.ndim == 0:
             x = self._with_channel(x)
         if not well_formed(x, self.dtype):

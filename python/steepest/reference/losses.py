@@ -232,7 +232,8 @@ def distillation(
         apart = _sums(np.where(q == 0, q, q * (distance - _distances(teacher_top, t))))
         cross_entropy = log1p(rest) + distance[rows, y] * UP
         divergence = apart / (rest_teacher + 1) * UP / temperature + (log1p(rest_soft) - log1p(rest_teacher))
-        losses = temperature * (soft * divergence) + hard * cross_entropy
+        none = np.zeros(len(x))  # what has no share may be infinite
+        losses = (temperature * (soft * divergence) if soft else none) + (hard * cross_entropy if hard else none)
         factors = hard * scale / (rest + 1), soft * scale / (rest_soft + 1), soft * scale / (rest_teacher + 1)
         by_hard, by_soft, by_teacher = (factor.astype(dtype)[:, None] for factor in factors)
         gradient = e * by_hard + (e_soft * by_soft - e_teacher * by_teacher)

@@ -57,6 +57,10 @@ After `fit`: scikit-learn's `coefs_`, `intercepts_`, `loss_`, `best_loss_`, `los
 `feature_names_in_`, and besides `validation_loss_curve_` (None without validation data) and `history_`, the logs of all
 epochs. `coefs_` and `intercepts_` are views of one flat array; what is written into them holds.
 
+The loss of a classifier is that of the logits. scikit-learn's clips probabilities, so that a sample costs at most 36
+(15.9 in float32); where outputs are as confident and wrong as that, as with features that are not scaled, its curve
+is lower, and what looks at the loss (`tol`, L-BFGS) may end elsewhere.
+
 scikit-learn's own callbacks (1.9, `set_callbacks`) work, too: an epoch is a subtask of the fit.
 """
 

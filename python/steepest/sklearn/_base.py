@@ -70,9 +70,10 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
     _network: Network | dict[str, Any]
 
     def _keep(self, parameters: Mapping[str, Any]) -> None:
-        """Sets the parameters, given the constructor's `locals()`."""
-        for name in self._get_param_names():
-            setattr(self, name, parameters[name])
+        """Sets the parameters, given the constructor's `locals()`: a subclass may have others."""
+        for name, value in parameters.items():
+            if name not in ("self", "__class__"):
+                setattr(self, name, value)
 
     def _check_X_y(self, X: Any, y: Any, reset: bool, **options: Any) -> tuple[Any, Any]:
         X, y = validate_data(

@@ -40,7 +40,8 @@ class Training:
         self.callbacks = list(estimator.callbacks or ())
         self.stop_training = False
         self.loss = loss_of(estimator.out_activation_, estimator.n_outputs_)
-        self.batch_size = _batch_size(estimator.batch_size, len(samples))
+        is_whole = estimator.solver == "lbfgs"
+        self.batch_size = len(samples) if is_whole else _batch_size(estimator.batch_size, len(samples))
         self._work = self.model.multiplications * self.batch_size
         self._tasks, self._open = tasks, False
         self._divisor: float | None = None
@@ -123,6 +124,9 @@ class Training:
             np.copyto(self.model.params, intermediate_result.x, casting="same_kind")
             est.n_iter_ += 1
             logs = {"loss": float(intermediate_result.fun)}
+            est.loss_curve_.append(logs["loss"])
+            if est.best_loss_ is not None:
+                est.best_loss_ = min(est.best_loss_, logs["loss"])
             if est.verbose:
                 print(f"Iteration {est.n_iter_}, loss = {logs['loss']:.8f}")
             self._validate(logs)
@@ -195,9 +199,9 @@ class Training:
     def _penalty(self, divisor: float) -> float:
         """(alpha / 2 |W|^2 + l1 |W|_1) / divisor, W being the weights, without the biases."""
         est, weights = self.estimator, self.network.weights
-        value = 0.5 * est.alpha * self._square(weights) if est.alpha else 0.0
+        value = 0.5 * float(est.alpha) * self._square(weights) if est.alpha else 0.0
         if est.l1:
-            value += est.l1 * float(np.abs(weights).sum(dtype=np.float64))
+            value += float(est.l1) * float(np.abs(weights).sum(dtype=np.float64))
         return value / divisor if divisor else 0.0
 
     def _square(self, weights: Array) -> float:
@@ -214,7 +218,7 @@ class Training:
         group = self.optimizer.param_groups[0]
         for name, strength in ((self.network.penalty, self.estimator.alpha), ("l1", self.estimator.l1)):
             if strength:
-                group[name] = strength / divisor if divisor else 0.0
+                group[name] = float(strength) / divisor if divisor else 0.0
 
     def _objective(self, params: Array) -> tuple[float, Array]:
         """The loss and its gradient over all samples at these parameters, for L-BFGS."""
@@ -229,7 +233,7 @@ class Training:
             total += loss * part / whole
             gradient += self.model.grads * (self.loss.gradient * part / whole)
         weights = self.network.weights
-        gradient[: weights.size] += weights * (self.estimator.alpha / whole)
+        gradient[: weights.size] += weights * (float(self.estimator.alpha) / whole)
         return total + self._penalty(whole), gradient
 
     def _validate(self, logs: dict[str, float]) -> None:

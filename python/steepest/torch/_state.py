@@ -66,7 +66,7 @@ def keep(kept: dict[str, Any], name: str, target: Any, dtype: Any, first: float)
         x = filled_like(target, first, target.dtype) if x is None else laid_out_as(target, x)
         coded = _coded(name, x)
     else:
-        flat = {end: torch.zeros(shape, dtype=of) for end, (shape, of) in parts.items() if end != CODE}
+        flat = {end: torch.zeros(shape, dtype=of, device="cpu") for end, (shape, of) in parts.items() if end != CODE}
         coded = {CODE: filled_like(target, 0.0, dtype), **flat}
     kept.update({name + end: part for end, part in coded.items()})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
@@ -19,18 +18,20 @@ from steepest.torch._tensors import NARROW, WIDE, check_tensor, functions, is_de
 _MASTER = "master_param"
 _STATE_DTYPES = (None, "float32", "bfloat16", "8bit")
 _SMALLEST = 4096  # elements whose state is kept in fewer bytes, as in steepest.optim
+_known: dict[Any, dict[str, Any]] = {}
 
 
 def number(x: Any) -> float:
     return float(x.item() if isinstance(x, torch.Tensor) else x)
 
 
-@functools.cache
 def _defaults(rule: Any) -> dict[str, Any]:
     """The rule's options that are data of a step."""
-    parameters = inspect.signature(rule).parameters
-    not_data = ("params", "max_norm", "nonfinite", "state_dtype", "seed", "master_weights")
-    return {name: x.default for name, x in parameters.items() if name not in not_data}
+    if rule not in _known:  # not functools.cache, which torch.compile warns of
+        parameters = inspect.signature(rule).parameters
+        not_data = ("params", "max_norm", "nonfinite", "state_dtype", "seed", "master_weights")
+        _known[rule] = {name: x.default for name, x in parameters.items() if name not in not_data}
+    return _known[rule]
 
 
 def _check_flags(group: dict[str, Any]) -> None:
@@ -51,11 +52,12 @@ class Steps(torch.optim.Optimizer):
     _copied: list[tuple[Any, Any]]  # each parameter, and what is stepped in its place
 
     def __init_subclass__(cls) -> None:
-        """Shows the constructor of torch's class, with what is ours."""
+        """Shows the constructor: that of torch's class with what is ours, or a user's own."""
         ours = inspect.signature(Steps.__init__).parameters
         owner = next(c for c in cls.__mro__ if c is not Steps and "__init__" in vars(c))
         theirs = inspect.signature(vars(owner)["__init__"]).parameters
-        extra = [ours[name] for name in ("max_norm", "state_dtype") if name not in theirs]
+        is_torchs = owner.__module__.startswith("torch.optim.")
+        extra = [ours[name] for name in ("max_norm", "state_dtype")] if is_torchs else []
         cls.__signature__ = inspect.Signature([*list(theirs.values())[1:], *extra])
 
     def __init__(
@@ -256,9 +258,9 @@ class Steps(torch.optim.Optimizer):
 
     @staticmethod
     def _scalar(name: str, x: Any, dtype: Any) -> Any:
-        if isinstance(x, torch.Tensor) and x.dtype in WIDE and x.device.type == "cpu" and x.dim() == 0:
+        if isinstance(x, torch.Tensor) and x.dtype in WIDE and x.device.type == "cpu" and x.numel() == 1:
             return x
-        return torch.tensor(number(x), dtype=dtype)
+        return torch.tensor(number(x), dtype=dtype, device="cpu")
 
     def _target(self, p: Any, kept: dict[str, Any]) -> Any:
         """The tensor that is stepped: the parameter itself where possible."""
@@ -286,7 +288,7 @@ class Steps(torch.optim.Optimizer):
             or self._optimizer_step_post_hooks
             or torch.autograd._profiler_enabled()
         ):
-            return self._observed_step(closure)
+            return self._observed_step() if closure is None else self._observed_step(closure)  # hooks see how
         return self._step(closure)
 
     step.hooked = True  # type: ignore[attr-defined]  # torch would record every step for a profiler that is not there
