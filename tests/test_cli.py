@@ -232,6 +232,7 @@ Y = np.repeat([3, 5, 9], 40)
         ({"y": np.full(120, np.nan)}, "training: 120 missing or infinite targets"),
         ({"y": np.ones(120)}, "all labels are 1; expected at least two classes"),
         ({"y": np.eye(120)}, r"expected one label per sample, got labels of shape \(120, 120\)"),
+        ({"y": np.repeat([1.0, 2.0, 1e300], 40)}, r"y: expected class labels .* \(below 2\*\*53\), got 1e\+300"),
         ({"y": Y[:-1]}, "120 samples in x, but 119 in y"),
         ({"y": Y.astype(object)}, "Python objects"),
     ],
@@ -316,6 +317,12 @@ def test_info() -> None:
     assert build["compiler"] in done.stdout
     assert re.search(r"^threads +3$", done.stdout, re.M)
     assert ("openmp" in done.stdout) == build["openmp"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX shell")
+def test_a_closed_output() -> None:
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "info"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_version_and_help() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -123,6 +124,49 @@ def test_a_table_with_strings(run: Run) -> None:
     assert "no column wet, which the model needs" in run(
         "predict", "m.safetensors", write("new.csv", [["kind", "age", "planet"], ["oak", 1, 3]]), code=2
     )
+
+
+def labelled(run: Run, kinds: tuple[str, ...], target: str) -> str:
+    """A model of a column of strings, some of which are numbers too, as a feature or as the target."""
+    names, rows = ["k", "a", "y"], [[kinds[i % 3], i % 7, "neg" if i % 3 else "pos"] for i in range(150)]
+    write("k.csv", [names, *rows])
+    run("train", "k.csv", "--target", target, "--epochs", 5, "--out", "k.safetensors")
+    return "k.safetensors"
+
+
+@pytest.mark.parametrize(("kinds", "row"), [(("1", "01", "x"), ["01", 3]), (("01", "02", "x"), ["02", 3])])
+def test_strings_that_are_numbers_in_another_file(run: Run, kinds: tuple[str, ...], row: list[Any]) -> None:
+    model = labelled(run, kinds, "y")
+    alone = run("predict", model, write("one.csv", [["k", "a"], row])).splitlines()
+    both = run("predict", model, write("two.csv", [["k", "a"], row, ["x", 3]])).splitlines()
+    assert alone == both[:2] and alone[1].startswith("neg")
+
+
+def test_labels_that_are_numbers_in_another_file(run: Run) -> None:
+    model = labelled(run, ("1", "2", "x"), "k")
+    rows: list[Any] = [["k", "a", "y"], *([i % 2 + 1, i % 7, "neg" if i % 2 else "pos"] for i in range(20))]
+    scores = json.loads(run("evaluate", model, write("two.csv", rows), "--json"))
+    assert scores["samples"] == 20 and [scores["classes"][name]["samples"] for name in "12x"] == [10, 10, 0]
+    assert json.loads(run("evaluate", model, "k.csv", "--json"))["part"] == "held out"
+    rows[3][0] = 5
+    assert "no training sample has the label 5" in run("evaluate", model, write("two.csv", rows), code=2)
+
+
+def test_large_labels_stay_apart(run: Run) -> None:
+    rows: list[Any] = [["x", "y"], *([i % 7, (2**53, 2**53 + 1, 5)[i % 3]] for i in range(90))]
+    assert "classification into 5, 9007199254740992, 9007199254740993" in run(
+        "train", write("t.csv", rows), "--task", "classification", *QUICK
+    )
+    rows[1][1] = 2**63
+    assert "expected class labels that floats hold exactly" in run("train", write("t.csv", rows), *QUICK, code=2)
+
+
+def test_labels_of_bytes(run: Run) -> None:
+    np.savez("b.npz", X=np.arange(90.0)[:, None] % 7, y=np.array([b"a", b"b"])[np.arange(90) % 2])
+    assert "y: classification (guessed; else --task regression) into a, b" in run(
+        "train", "b.npz", "--out", "m.safetensors", *QUICK
+    )
+    assert run("predict", "m.safetensors", "b.npz").startswith("label,p(a),p(b)\n")
 
 
 def test_a_table_without_names(run: Run) -> None:
@@ -414,6 +458,46 @@ def test_predict_for_the_digits(run: Run) -> None:
     assert lines[0] == "label," + ",".join(f"p({i})" for i in range(10))
     assert len(lines) == 1798
     assert sum(map(float, lines[1].split(",")[1:])) == pytest.approx(1, abs=1e-5)
+
+
+# ---- files
+
+
+def test_an_output_is_no_input_and_no_other_output(run: Run, model: str) -> None:
+    os.link("wine.csv", "link.csv")
+    Path("n.safetensors").write_bytes(Path(model).read_bytes())
+    before = {name: Path(name).read_bytes() for name in os.listdir()}
+    for command, message in {
+        ("train", "wine.csv", "--log", "wine.csv"): "--log wine.csv: expected another name than DATA",
+        ("train", "--data", "wine.csv", "--log", "./link.csv"): "--log ./link.csv: expected another name than DATA",
+        ("train", "--out", "new.safetensors", "--log", "./new.safetensors"): "than --out",
+        ("train", "--resume", "--out", model, "--log", "wine.csv"): "than DATA",
+        ("predict", model, "wine.csv", "--out", model): "--out m.safetensors: expected another name than MODEL",
+        ("predict", model, "wine.csv", "--out", "link.csv"): "than DATA",
+        ("compress", model, "--quantize", "--out", model): "than MODEL",
+    }.items():
+        assert message in run(*command, code=2)
+    assert {name: Path(name).read_bytes() for name in os.listdir()} == before
+
+
+def test_a_full_disk_leaves_what_was_there(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before, saved = sorted(os.listdir()), sp.load(model).model
+    monkeypatch.setattr(os, "fsync", full)
+    assert run("predict", model, "wine.csv", "--out", "p.csv", code=2).endswith("p.csv: No space left on device\n")
+    with pytest.raises(OSError, match="No space left") as caught:
+        sp.save("p.safetensors", saved)
+    assert str(caught.value) == f"[Errno {errno.ENOSPC}] No space left on device: 'p.safetensors'"
+    assert sorted(os.listdir()) == before
+
+
+def test_a_checkpoint_with_another_encoding(run: Run, model: str) -> None:
+    sp.save("own.safetensors", sp.load(model).model, extra={"settings": 1, "encoding": {}, "fingerprint": 2, "last": 3})
+    assert "encoding: expected what steepest train keeps, got {}" in run(
+        "predict", "own.safetensors", "wine.csv", code=2
+    )
 
 
 # ---- plots

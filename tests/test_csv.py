@@ -32,7 +32,11 @@ def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
         ("\ufeffa , b\n 1e3,-inf \n", {"a": [1000], "b": [-np.inf]}),
         ("a,b\n1_000,1\n", {"a": ["1_000"], "b": [1]}),
         ("größe\n3\n", {"größe": [3]}),
-        ("a\n9007199254740993\n", {"a": [9007199254740992.0]}),
+        ("a\n9007199254740993\n-9223372036854775808\n2.0\n", {"a": [2**53 + 1, -(2**63), 2]}),
+        ("a\n9223372036854775808\n9223372036854775807\n", {"a": [2.0**63, 2.0**63]}),
+        ("a\n9007199254740993\n1e300\n-inf\n", {"a": [2.0**53, 1e300, -np.inf]}),
+        ("\n\r\na;b\n1;2\n", {"a": [1], "b": [2]}),
+        ("\na\tb\n1\t2\n", {"a": [1], "b": [2]}),
     ],
 )
 def test_tables(tmp_path: Path, text: str, columns: dict[str, list[object]]) -> None:
@@ -60,6 +64,14 @@ def test_ignored_columns_may_miss_values(tmp_path: Path) -> None:
         load_csv(path, ignore=["c"])
 
 
+def test_large_whole_numbers_and_fractions_far_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_csv, "ROWS", 2)
+    path = write(tmp_path, "a,b\n9007199254740993,1\n1,2\n3,9007199254740993\n0.5,4\n")
+    table = load_csv(path)
+    assert table["a"].tolist() == [2.0**53, 1, 3, 0.5] and table["a"].dtype == np.float64
+    assert table["b"].tolist() == [1, 2, 2**53 + 1, 4] and table["b"].dtype == np.int64
+
+
 @pytest.mark.parametrize("late", ["word", "NA", "1_0"])
 def test_a_column_that_turns_out_otherwise_far_down(tmp_path: Path, late: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_csv, "ROWS", 3)
@@ -85,6 +97,7 @@ def test_a_column_that_turns_out_otherwise_far_down(tmp_path: Path, late: str, m
         ('a,b\n1,"x"y\n', "line 2: .*expected after"),
         ("a,a\n1,2\n", "two columns are called 'a'"),
         ("a,b\n1,2\n,3\n4,?\nnan,1\n", r"2 in column a .*line 3\), 1 in column b \(the first in line 4\)"),
+        ("a,b\n1,2\n-nan,3\n4,+NaN\n", r"1 in column a .*line 3\), 1 in column b \(the first in line 4\)"),
         ("a,b\nx,y\nN/A,y\n", r"1 in column a \(the first in line 3\)"),
     ],
 )

@@ -211,6 +211,13 @@ def test_npz_in_parts(tmp_path: Path, save: Any) -> None:
     assert test[1].tolist() == ["a"]
 
 
+def test_npz_labels_of_bytes_are_strings(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    np.savez(path, X=X[:2], y=np.array(["größe".encode(), b"b"]))
+    labels = datasets.load_npz(path).train[1]
+    assert labels.dtype.kind == "U" and labels.tolist() == ["größe", "b"]
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
@@ -226,6 +233,7 @@ def test_npz_in_parts(tmp_path: Path, save: Any) -> None:
         ({"X": X.astype(object), "y": Y}, "Python objects"),
         ({"X": X, "y": Y.astype(object)}, "Python objects"),
         ({"X": X, "y": Y * 1j}, "expected numbers or strings"),
+        ({"X": X, "y": np.array([b"\xff"] * 6)}, r"y: expected UTF-8 text, got b'\\xff'"),
         (
             {"x_train": X, "y_train": Y, "x_test": X[:, :1], "y_test": Y},
             r"x_test are \(1,\), those for training \(2,\)",
@@ -265,6 +273,11 @@ def npy(header: str) -> bytes:
         npz_with(npy("{'descr': '<f8', 'fortran_order': False, 'shape': (0, 1" + "0" * 30 + ")}\n")),
         npz_with(npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,)}\n")),
         npz_with(npy("__import__('os')\n")),
+        npz_with(npy("{'descr': (), 'fortran_order': False, 'shape': (4,)}\n")),
+        npz_with(npy("{'descr': '|i1', 'fortran_order': False, 'shape': (True, 4)}\n")),
+        npz_with(npy("{1: 2, 'a': 3}\n")),
+        npz_with(npy("[" * 100)),
+        npz_with(npy("-" * 9000 + "1")),
         npz_with(b"\x93NUMPY\x09\x00rest"),
     ],
 )

@@ -120,9 +120,9 @@ def compress(args: argparse.Namespace) -> int:
     asked = [way for way in WAYS if way.is_asked(args)]
     if not asked:
         raise ValueError("expected at least one way to make it smaller, such as --quantize")
-    if not args.out.endswith(SUFFIX) or (os.path.exists(args.out) and os.path.samefile(args.out, args.model)):
-        raise ValueError(f"--out {args.out}: expected another name than MODEL that ends in {SUFFIX}")
-    check_writable("--out", args.out)
+    if not args.out.endswith(SUFFIX):
+        raise ValueError(f"--out {args.out}: expected a name that ends in {SUFFIX}")
+    check_writable("--out", args.out, {"MODEL": args.model, "DATA": args.data})
     saved = open_model(args.model)
     settings = {**saved.extra["settings"], "from": None}
     task = load_task({**settings, "data": args.data or settings["data"]}, Encoding.of_document(saved.extra["encoding"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import os
@@ -18,7 +19,7 @@ __all__ = ["load_csv", "read_columns"]
 Array = NDArray[Any]
 Row = tuple[int, list[str]]  # the line that it begins in, its fields
 
-MISSING = frozenset(("", "na", "n/a", "#n/a", "<na>", "nan", "null", "?"))
+MISSING = frozenset(("", "na", "n/a", "#n/a", "<na>", "nan", "+nan", "-nan", "null", "?"))
 ROWS = 4096  # converted at a time, so that the file's text is never in memory as a whole
 
 
@@ -31,9 +32,10 @@ def load_csv(
 ) -> dict[str, Array]:
     """Read a table: its columns by name, in their order.
 
-    A column in which every field is a number is int64 if all are whole, else float64; any other
-    holds strings. Fields are separated by commas, semicolons or tabs (the first line tells), may be
-    quoted, and are stripped of blanks; empty lines don't count. The text is UTF-8.
+    A column in which every field is a number is int64 if all are whole and have a place there, else
+    float64; any other holds strings. Fields are separated by commas, semicolons or tabs (the first
+    line that is not empty tells), may be quoted, and are stripped of blanks; empty lines don't count.
+    The text is UTF-8.
 
     - `header` (None): whether the first row has the columns' names. None: it does where a word in it
       stands above a number, or all of it is different words. Without a header row, and where it has
@@ -63,10 +65,16 @@ def load_csv(
 
 
 def read_columns(
-    path: Path, wanted: Callable[[list[str], bool], list[int]], header: bool | None = None
+    path: Path,
+    wanted: Callable[[list[str], bool], list[int]],
+    header: bool | None = None,
+    strings: set[int] | None = None,
 ) -> dict[str, Array]:
-    """The columns that `wanted` picks, given all their names and whether those are in the file."""
-    strings: set[int] = set()
+    """The columns that `wanted` picks, given all their names and whether those are in the file.
+
+    Those in `strings`, which `wanted` may fill, hold strings even if all are numbers.
+    """
+    strings = set() if strings is None else strings
     while True:
         try:
             return _read(path, wanted, header, strings)
@@ -82,7 +90,7 @@ def _read(
     path: Path, wanted: Callable[[list[str], bool], list[int]], header: bool | None, strings: set[int]
 ) -> dict[str, Array]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        delimiter = _delimiter(file.readline())
+        delimiter = _delimiter(next((line for line in file if line.strip("\r\n")), ""))
         file.seek(0)
         rows = _rows(csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=True))
         chunk = list(islice(rows, ROWS))
@@ -131,19 +139,28 @@ class _Column:
         self._chunks.append(np.array(fields) if numbers is None else numbers)
 
     def values(self) -> Array:
-        values = np.concatenate(self._chunks)
-        whole = not self.strings and bool((np.floor(values) == values).all() and (np.abs(values) < 2**53).all())
-        return values.astype(np.int64) if whole else values
+        whole = not self.strings and all(
+            chunk.dtype.kind == "i" or bool(((np.floor(chunk) == chunk) & (np.abs(chunk) < 2**53)).all())
+            for chunk in self._chunks
+        )
+        return np.concatenate([chunk.astype(np.int64) if whole else chunk for chunk in self._chunks])
 
 
 def _numbers(fields: Sequence[str]) -> Array | None:
-    """The fields as float64; None if one is not a number."""
+    """The fields as float64, as int64 where that would round whole ones; None if one is not a number."""
     if "_" in "".join(fields):  # Python reads 1_000 as a number
         return None
     try:
-        return np.fromiter(map(float, fields), np.float64, len(fields))
+        numbers = np.fromiter(map(float, fields), np.float64, len(fields))
     except ValueError:
         return None
+    large = np.abs(numbers) >= 2**53
+    if large.any() and (np.floor(numbers) == numbers).all():
+        with contextlib.suppress(ValueError, OverflowError):  # 1e300, 2**63: they stay as they are
+            exact = np.array([int(fields[i]) for i in np.flatnonzero(large).tolist()], np.int64)
+            numbers = np.where(large, 0, numbers).astype(np.int64)
+            numbers[large] = exact
+    return numbers
 
 
 def _rows(reader: Any) -> Iterator[Row]:

@@ -72,7 +72,7 @@ class Columns:
                     raise ValueError(f"{where}: column {name}: expected numbers, got {_first_word(values)!r}")
                 parts.append(values[:, None])
             else:
-                places = _places(values.astype(str), np.array(known))
+                places = _places(values, np.array(known))
                 if (places < 0).any():
                     new = values[places < 0][0]
                     raise ValueError(f"{where}: column {name}: expected one of {_some(known)}, got {str(new)!r}")
@@ -135,6 +135,11 @@ class Encoding:
         return self.classes is not None
 
     @property
+    def worded(self) -> bool:
+        """Whether the classes are strings."""
+        return self.classes is not None and self.classes.dtype.kind == "U"
+
+    @property
     def task(self) -> str:
         """`--task`."""
         return "classification" if self.labelled else "regression"
@@ -164,7 +169,7 @@ class Encoding:
             if y.dtype.kind not in "biuf":
                 raise ValueError(f"{where}: {self.target}: expected numbers, got {str(y[0])!r}")
             return np.asarray((y.astype(np.float64) - self.center) / self.spread, np.float32)
-        if (y.dtype.kind in "US") != (self.classes.dtype.kind in "US"):
+        if (y.dtype.kind == "U") != self.worded:
             raise ValueError(f"{where}: expected labels such as {self.classes[0]}, got {y[0]}")
         places = _places(y, self.classes)
         if (places < 0).any():
@@ -181,9 +186,12 @@ class Encoding:
 
     @classmethod
     def of_document(cls, saved: Mapping[str, Any]) -> Encoding:
-        """What `document` gave."""
-        columns = saved["columns"]
-        return cls(**{**saved, "columns": None if columns is None else Columns(**columns)})
+        """What `document` gave; ValueError for anything else."""
+        try:
+            columns = saved["columns"]
+            return cls(**{**saved, "columns": None if columns is None else Columns(**columns)})
+        except (KeyError, TypeError):
+            raise ValueError(f"encoding: expected what steepest train keeps, got {saved!r:.80}") from None
 
 
 def scale_of(where: str, xs: Sequence[Array]) -> tuple[Any, Any]:

@@ -24,7 +24,7 @@ def export(args: argparse.Namespace) -> int:
 
     if not args.out.endswith(".onnx"):
         raise ValueError(f"{args.out}: expected a name that ends in .onnx")
-    check_writable("NAME", args.out)
+    check_writable("NAME", args.out, {"MODEL": args.model})
     saved = open_model(args.model, compress.load)
     encoding = Encoding.of_document(saved.extra["encoding"])
     notes = {"target": encoding.target, "trained_by": f"steepest {saved.version}"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import math
 import sys
@@ -12,7 +13,7 @@ from typing import Any, TextIO
 import numpy as np
 from numpy.typing import NDArray
 
-from steepest import compress, metrics
+from steepest import _storage, compress, metrics
 from steepest._encoding import Encoding
 from steepest._task import draw, prepared, read, read_inputs
 from steepest._train_command import check_plot, check_writable, describe, line, new_axes, open_model
@@ -29,7 +30,7 @@ PER_CLASS = (metrics.precision, metrics.recall, metrics.f1)
 def evaluate(args: argparse.Namespace) -> int:
     """Test a model on data: of those that it was trained on, only on the test part."""
     if args.plot:
-        check_plot(args.plot)
+        check_plot(args.plot, {"MODEL": args.model, "DATA": args.data})
     saved = open_model(args.model, compress.load)
     encoding = Encoding.of_document(saved.extra["encoding"])
     data, part, (x, y) = _test_part(args, saved, encoding)
@@ -63,7 +64,7 @@ def evaluate(args: argparse.Namespace) -> int:
 def predict(args: argparse.Namespace) -> int:
     """Write what a model says of every sample, as CSV: label and probabilities, or value."""
     if args.out:
-        check_writable("--out", args.out)
+        check_writable("--out", args.out, {"MODEL": args.model, "DATA": args.data})
     saved = open_model(args.model, compress.load)
     encoding = Encoding.of_document(saved.extra["encoding"])
     data, x = read_inputs(args.data, encoding.columns, args.header)
@@ -74,15 +75,16 @@ def predict(args: argparse.Namespace) -> int:
     if not args.out:
         _write(sys.stdout, outputs, encoding)
         return 0
-    with open(args.out, "w", newline="", encoding="utf-8") as file:
-        _write(file, outputs, encoding)
+    text = io.StringIO()
+    _write(text, outputs, encoding)
+    _storage.replace(args.out, (memoryview(text.getvalue().encode()),))
     line("predictions", f"{args.out}, of {data}, {len(x):,} samples")
     return 0
 
 
 def _test_part(args: argparse.Namespace, saved: Checkpoint, encoding: Encoding) -> tuple[str, str, Pair]:
     """The data's name, which part of them to test on, and its samples and targets."""
-    data = read(args.data, encoding.columns, args.header)
+    data = read(args.data, encoding.columns, args.header, encoding.worded)
     splits, _ = prepared(data, encoding.task)
     if data.fingerprint() == saved.extra["fingerprint"]:
         splits, _ = draw(splits, saved.extra["settings"])

@@ -111,7 +111,8 @@ def replace(path: str, parts: Iterable[memoryview]) -> None:
         if os.name == "posix":
             _flush_folder(folder)
     except OSError as error:
-        error.filename, error.filename2 = path, None
+        error.filename = path
+        del error.filename2  # None would be shown as a name
         raise
 
 

@@ -88,7 +88,8 @@ def _read(settings: Mapping[str, Any], encoding: Encoding | None) -> Data:
                 raise ValueError(f"--{option} is for tables (CSV files), not for {source or 'the digits'}")
         return read(source)
     if columns is not None:
-        return read(source, replace(columns, target=name or columns.target), settings["header"])
+        worded = encoding is not None and encoding.worded and not settings["from"]  # else the task may be another
+        return read(source, replace(columns, target=name or columns.target), settings["header"], worded)
     return _read_table(source, name, settings["ignore"] or (), settings["header"])
 
 
@@ -111,8 +112,8 @@ def kind_of(source: str | None) -> str:
     raise ValueError(f"{source}: expected {expected}")
 
 
-def read(source: str | None, columns: Columns | None = None, header: bool | None = None) -> Data:
-    """The samples of a source with their targets; a table's `columns` are known."""
+def read(source: str | None, columns: Columns | None = None, header: bool | None = None, worded: bool = False) -> Data:
+    """The samples of a source with their targets; a table's `columns` are known, and if its labels are strings."""
     kind = kind_of(source)
     if kind == "digits":
         return Data("digits (embedded)", Splits(load_digits()))
@@ -120,7 +121,7 @@ def read(source: str | None, columns: Columns | None = None, header: bool | None
     if kind == "table":
         if columns is None:
             return _read_table(source, None, (), header)
-        *features, y = picked(source, columns, header, target=True)
+        *features, y = picked(source, columns, header, target=True, worded=worded)
         return Data(source, Splits((columns.matrix(source, features), y)), columns.target, columns)
     if kind == "images":
         raise ValueError(f"{source}: one IDX file has no labels; give the folder of the four files")
@@ -146,16 +147,19 @@ def read_inputs(source: str, columns: Columns | None, header: bool | None) -> tu
     )
 
 
-def picked(source: str, columns: Columns, header: bool | None, target: bool) -> list[Array]:
-    """A table's features and, if asked for, its target last."""
+def picked(source: str, columns: Columns, header: bool | None, target: bool, worded: bool = False) -> list[Array]:
+    """A table's features and, if asked for, its target last; what the model knows as strings is that."""
     places: list[str] = []
+    strings: set[int] = set()
+    known = [*(kind is not None for kind in columns.features.values()), worded]
 
     def wanted(names: list[str], named: bool) -> list[int]:
         found = columns.pick(names, named and columns.header, target)
         places.extend(names[i] for i in found)
+        strings.update(i for i, words in zip(found, known, strict=False) if words)
         return found
 
-    table = read_columns(Path(source), wanted, header)
+    table = read_columns(Path(source), wanted, header, strings)
     return [table[name] for name in places[-len(table) :]]
 
 
@@ -234,6 +238,11 @@ def _labels(data: Data, y: Array) -> Array:
     odd = y[np.floor(y) != y]
     if len(odd):
         raise ValueError(f"{data.name}: {data.target}: expected class labels (whole numbers or strings), got {odd[0]}")
+    large = y[np.abs(y) >= 2**53]
+    if len(large):
+        raise ValueError(
+            f"{data.name}: {data.target}: expected class labels that floats hold exactly (below 2**53), got {large[0]}"
+        )
     return y.astype(np.int64)
 
 

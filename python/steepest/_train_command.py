@@ -84,11 +84,21 @@ def open_model(path: str, load: Callable[[str], Checkpoint] | None = None) -> Ch
     return saved
 
 
-def check_writable(option: str, path: str) -> None:
-    """ValueError if no file can be written there, before time is spent on what goes into it."""
+def check_writable(option: str, path: str, others: Mapping[str, str | None]) -> None:
+    """ValueError if no file can be written there, or it is one of `others`; before time is spent on what goes in."""
     folder = Path(path).absolute().parent
     if Path(path).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ValueError(f"{option} {path}: expected a file in a folder that can be written to")
+    for name, other in others.items():
+        if other and _same(path, other):
+            raise ValueError(f"{option} {path}: expected another name than {name}, got that of the same file")
+
+
+def _same(a: str, b: str) -> bool:
+    """Whether two names are one file's, which may not be there yet."""
+    if os.path.exists(a) and os.path.exists(b):
+        return os.path.samefile(a, b)
+    return os.path.realpath(a) == os.path.realpath(b)
 
 
 def new_axes() -> Any:
@@ -100,9 +110,9 @@ def new_axes() -> Any:
     return Figure(figsize=(6.4, 4.8), layout="constrained").subplots()
 
 
-def check_plot(path: str) -> None:
-    """Raises if no plot can be saved there."""
-    check_writable("--plot", path)
+def check_plot(path: str, others: Mapping[str, str | None]) -> None:
+    """Raises if no plot can be saved there, or it is one of `others`."""
+    check_writable("--plot", path, others)
     formats = new_axes().figure.canvas.get_supported_filetypes()
     if Path(path).suffix[1:].lower() not in formats:
         raise ValueError(f"--plot {path}: expected a name that ends in one of .{', .'.join(formats)}")
@@ -115,11 +125,16 @@ def check_files(args: argparse.Namespace) -> None:
     args.data = args.data or args.source
     if args.out and not args.out.endswith(SUFFIX):
         raise ValueError(f"--out {args.out}: expected a name that ends in {SUFFIX}")
+    _check_outputs(args, {"DATA": args.data})
+
+
+def _check_outputs(args: argparse.Namespace, others: dict[str, str | None]) -> None:
     for option in ("out", "log"):
         if path := getattr(args, option, None):
-            check_writable(f"--{option}", path)
+            check_writable(f"--{option}", path, others)
+            others[f"--{option}"] = path
     if args.plot:
-        check_plot(args.plot)
+        check_plot(args.plot, others)
 
 
 def _check_room(settings: Mapping[str, Any], done: int, path: str) -> None:
@@ -155,6 +170,7 @@ def run_of(settings: dict[str, Any], task: Task, start: Checkpoint | None = None
 def _resumed_run(args: argparse.Namespace) -> Run:
     kept = open_model(args.out).extra
     settings = _settings.for_resumed_run(args, kept["settings"])
+    _check_outputs(args, {"DATA": settings["data"]})
     task = load_task(settings, Encoding.of_document(kept["encoding"]))
     if task.fingerprint != kept["fingerprint"]:
         raise ValueError(f"--resume: {args.out} was trained on other data than {settings['data'] or DIGITS}")

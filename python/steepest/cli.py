@@ -28,6 +28,8 @@ from steepest._tune_command import tune
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    if sys.stdout is None:  # closed, as in `>&-`
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     try:
         args = _parser().parse_args(argv)
         code: int = args.run(args)

@@ -11,6 +11,7 @@ import lzma
 import math
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from importlib import resources
@@ -231,7 +232,7 @@ def load_npz(path: PathLike) -> Splits:
     `x_val, y_val` and `x_test, y_test`. Capital and small letters count the same.
 
     `x` is (samples, features...), real numbers; `y` is (samples,), or (samples, ...). They are
-    returned as stored: `X, y` come back as the training part.
+    returned as stored, but for bytes in `y`, which become strings: `X, y` come back as the training part.
 
     Raises `ValueError` if the file is damaged, an array is missing, without its partner, of another
     length than its partner or of another shape than its counterparts, is not numeric, or holds
@@ -288,7 +289,10 @@ def _npz_pair(path: Path, arrays: dict[str, Array], end: str) -> Pair | None:
     _real_numbers(path, names[0], x)
     if y.dtype.kind not in "buifSU":
         raise ValueError(f"{path}: {names[1]}: expected numbers or strings, got {y.dtype}")
-    return x, y
+    try:
+        return x, np.char.decode(y, "utf-8") if y.dtype.kind == "S" else y
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: {names[1]}: expected UTF-8 text, got {error.object!r}") from None
 
 
 def _read_npz(path: Path) -> dict[str, Array]:
@@ -313,11 +317,11 @@ def _read_member(archive: zipfile.ZipFile, name: str) -> Array:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"{name}: .npy version {version} is not 1.0 or 2.0")
-        shape, fortran, dtype = (
-            np.lib.format.read_array_header_1_0(file)
-            if version == (1, 0)
-            else np.lib.format.read_array_header_2_0(file)
-        )
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        try:
+            shape, fortran, dtype = read_header(file)
+        except (IndexError, MemoryError, SyntaxError, TypeError, tokenize.TokenError) as error:  # Python's parser
+            raise ValueError(f"{name}: malformed header: {error!r}") from None
         if dtype.hasobject:
             raise ValueError(f"{name}: holds Python objects, which are never loaded; save numbers")
         return _read_array(file, shape, dtype, name, "F" if fortran else "C")
@@ -343,7 +347,7 @@ def _read_array(
         )
     try:
         values: Array = np.frombuffer(data, dtype).reshape(shape, order=order)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{name}: shape {shape}: {error}") from None
     return values if dtype.isnative else values.astype(dtype.newbyteorder("="))
 
