@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -121,6 +123,7 @@ def test_early_stopping_restores_the_best() -> None:
     [
         ("val_loss", "auto", False),
         ("val_accuracy", "auto", True),
+        ("val_acc", "auto", True),
         ("f1", "auto", True),
         ("my_score", "auto", True),
         ("mse", "auto", False),
@@ -156,7 +159,25 @@ def test_reduce_on_plateau_cools_down_and_waits_for_improvement() -> None:
         t=t,
         epochs=7,
     )
-    assert t.history.history["lr"] == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+    assert t.history.history["lr"] == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.01])
+
+
+def test_reduce_on_plateau_equals_keras() -> None:
+    keras: Any = pytest.importorskip("keras")
+    values = (np.random.default_rng(0).integers(0, 30, 60) / 10).tolist()
+    for mode, patience, cooldown, min_lr in product(("min", "max"), (1, 2, 3), (0, 1, 2, 4), (0.0, 0.2)):
+        options: Any = {"mode": mode, "patience": patience, "cooldown": cooldown, "min_lr": min_lr}
+        ours = ReduceLROnPlateau(factor=0.5, min_delta=0.1, **options)
+        theirs = keras.callbacks.ReduceLROnPlateau(factor=0.5, min_delta=0.1, **options)
+        t, optimizer = trainer(lr=1.0), SimpleNamespace(learning_rate=1.0)
+        ours.trainer = t
+        theirs.set_model(SimpleNamespace(optimizer=optimizer))
+        for epoch, value in enumerate(values):
+            if epoch == 40:
+                t.optimizer.lr = optimizer.learning_rate = 1.0
+            ours.on_epoch_end(epoch, {"val_loss": value})
+            theirs.on_epoch_end(epoch, {"val_loss": value})
+            assert t.optimizer.lr == optimizer.learning_rate, (options, epoch)
 
 
 def test_reduce_on_plateau_refuses_a_schedule() -> None:
@@ -205,6 +226,43 @@ def test_model_checkpoint(monkeypatch: Any) -> None:
     assert saved == [("every", 1), ("every", 3)]
 
 
+def test_model_checkpoint_of_an_unrecorded_quantity_and_in_bytes(tmp_path: Any) -> None:
+    with pytest.raises(ValueError, match=r"path: no 'val_loss' in the logs.*fit with validation data"):
+        run(ModelCheckpoint(tmp_path / "{epoch}-{val_loss:.3f}"))
+    with pytest.raises(ValueError, match=r"path: no 'f2' in the logs, which have loss, lr$"):
+        run(ModelCheckpoint(tmp_path / "{f2}"))
+    run(ModelCheckpoint(bytes(tmp_path / "{epoch}.safetensors")), epochs=1)
+    assert (tmp_path / "1.safetensors").exists()
+
+
+class Ends(Callback):
+    """Counts how often it was ended, and may fail."""
+
+    def __init__(self, begin: Any = None, end: Any = None) -> None:
+        self.errors, self.ended = (begin, end), 0
+
+    def on_train_begin(self, logs: Any) -> None:
+        if self.errors[0]:
+            raise self.errors[0]
+
+    def on_train_end(self, logs: Any) -> None:
+        self.ended += 1
+        if self.errors[1]:
+            raise self.errors[1]
+
+
+@pytest.mark.parametrize("error", [ValueError("first"), KeyboardInterrupt("first")])
+def test_training_ends_for_all_callbacks_that_had_begun(error: Any) -> None:
+    callbacks = Ends(), Ends(end=error), Ends(end=ValueError("second")), Ends()
+    with pytest.raises(type(error), match="first"):
+        run(*callbacks, epochs=1)
+    assert [c.ended for c in callbacks] == [1, 1, 1, 1]
+    callbacks = Ends(), Ends(), Ends(begin=error), Ends()
+    with pytest.raises(type(error), match="first"):
+        run(*callbacks, epochs=1)
+    assert [c.ended for c in callbacks] == [1, 1, 0, 0]
+
+
 def rows(path: Any) -> Any:
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
@@ -219,6 +277,24 @@ def test_csv_logger(tmp_path: Any) -> None:
     assert len(rows(path)) == 2
     run(CSVLogger(path, append=True), t=t, epochs=4, initial_epoch=2)
     assert [row["epoch"] for row in rows(path)] == ["1", "2", "3", "4"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("epoch,loss\n1,0.5", ["epoch,loss", "1,0.5", "2,"]),
+        ("epoch,loss\r\n1,0.5\r\n", ["epoch,loss", "1,0.5", "2,"]),
+        ("\nepoch,lr\n", ["", "epoch,lr", "2,0.01"]),
+        ("\n", ["", "epoch,loss,lr", "2,"]),
+        ("", ["epoch,loss,lr", "2,"]),
+    ],
+)
+def test_csv_logger_continues_what_is_there(tmp_path: Any, before: str, after: list[str]) -> None:
+    path = tmp_path / "run.csv"
+    path.write_bytes(before.encode())
+    run(CSVLogger(path, append=True), epochs=2, initial_epoch=1)
+    lines = path.read_text().splitlines()
+    assert lines[:-1] == after[:-1] and lines[-1].startswith(after[-1])
 
 
 def test_plain_progress() -> None:
@@ -265,6 +341,7 @@ def test_plots() -> None:
     matplotlib.use("Agg")
     t = run(Scripted(*[1.0] * 6))
     assert len(t.history.plot().lines) == 1
+    assert [line.get_label() for line in t.history.plot("lr").lines] == ["lr"]
     assert t.find_lr(X, Y).plot().get_xlabel() == "learning rate"
 
 

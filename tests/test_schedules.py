@@ -341,6 +341,13 @@ def test_every_restart_begins_at_the_top(period: int, growth: int, restarts: int
         ("constant(-0.1)", ValueError, "lr: expected a finite number >= 0, got -0.1"),
         ("constant(float('nan'))", ValueError, "lr: expected a finite number >= 0, got nan"),
         ("constant(float('inf'))", ValueError, "lr: expected a finite number >= 0, got inf"),
+        ("constant(10**400)", ValueError, "lr: expected a finite number >= 0, got 1000"),
+        ("one_cycle(1, 9, div_factor=1e-320)", ValueError, "div_factor: expected a finite max_lr / div_factor"),
+        (
+            "one_cycle(1, 9, div_factor=1e-200, final_div_factor=1e-200)",
+            ValueError,
+            "final_div_factor: expected a finite lr_0 / final_div_factor, got 1e+200 / 1e-200",
+        ),
         ("exponential(1, 0)", ValueError, "gamma: expected a finite number > 0, got 0"),
         ("exponential(1, 0.5, steps=0)", ValueError, "steps: expected an integer >= 1, got 0"),
         ("exponential(1, 0.5, staircase=1)", TypeError, "staircase: expected True or False, got 1"),
@@ -395,6 +402,12 @@ def test_every_restart_begins_at_the_top(period: int, growth: int, restarts: int
 def test_refuses(call: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         eval(call, vars(schedules))
+
+
+@pytest.mark.parametrize("call", ["exponential({}, 1.1)", "step({}, 1, 1.1)", "multi_step({}, range(9999), 1.1)"])
+def test_growth_beyond_all_floats(call: str) -> None:
+    assert eval(call.format(1e-7), vars(schedules))(10_000) == math.inf
+    assert eval(call.format(0.0), vars(schedules))(10_000) == 0.0
 
 
 @pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), np.int64(1), 1])

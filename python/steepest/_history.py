@@ -36,12 +36,14 @@ class History:
                 earlier.append(number, {name: column[i] for name, column in self.history.items()})
         return earlier
 
-    def plot(self, names: Iterable[str] | None = None, ax: Any = None) -> Any:
+    def plot(self, names: str | Iterable[str] | None = None, ax: Any = None) -> Any:
         """Draws the quantities over the epochs and returns the matplotlib axes.
 
-        `names` None: every loss. `ax` None: axes of a new figure. Needs `steepest[plot]`.
+        `names`: one or several; None is every loss. `ax` None: axes of a new figure. Needs `steepest[plot]`.
         """
         ax = axes(ax)
+        if isinstance(names, str):
+            names = [names]
         for name in names or [n for n in self.history if n.endswith("loss")]:
             ax.plot([number + 1 for number in self.epoch], self.history[name], label=name)
         ax.set_xlabel("epoch")

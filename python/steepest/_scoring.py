@@ -16,7 +16,7 @@ __all__ = ["Link", "Metric", "Scorer", "link_of", "named", "on_probabilities"]
 
 Metric = Callable[[Array, Array], Any]
 Link = Literal["softmax", "sigmoid"] | None
-CAPACITY = 1 << 22  # output values kept before they are scored: bounds the memory
+CAPACITY = 1 << 16  # output values kept before they become what metrics read
 
 
 def _function(f: Any) -> Any:
@@ -55,7 +55,7 @@ def named(metrics: Any) -> dict[str, Metric]:
 
 
 def on_probabilities(metric: Metric) -> Metric:
-    """The metric, told to take probabilities instead of decisions.
+    """The metric, told to take probabilities instead of decisions, of all rows at once.
 
     Not needed where its second argument is called `y_proba`, `y_prob` or `y_score`. Probabilities
     are the outputs' softmax for classes, (n, k), or (n,) of the second of two; for binary
@@ -86,55 +86,54 @@ def _takes(metric: Metric) -> str:
 
 
 class Scorer:
-    """Collects batches of outputs and targets and scores them by every metric.
+    """Collects batches of outputs and targets and scores all of them at once by every metric.
 
-    All at once as long as they fit `CAPACITY`; beyond it, the mean over as large parts as fit,
-    weighted by their rows.
+    What it keeps for that is what the metrics read: of classes a number per row, of probabilities or
+    outputs as much as `Trainer.predict` returns.
     """
 
     def __init__(self, metrics: Mapping[str, Metric], link: Link) -> None:
         self._metrics = {name: (metric, _takes(metric)) for name, metric in metrics.items()}
         self._link = link
-        self._sums = dict.fromkeys(metrics, 0.0)
-        self._rows = self._kept = 0
-        self._outputs: Array | None = None
-        self._targets: Array
+        self._outputs = self._targets = np.empty(0)
+        self._count = 0
+        self._parts: dict[str, list[tuple[Array, Array]]] = {takes: [] for _, takes in self._metrics.values()}
 
     def add(self, outputs: Array, targets: Array) -> None:
         """Takes a copy of the batch."""
         if not self._metrics:
             return
-        n = len(outputs)
-        if self._outputs is None:
-            rows = max(1, CAPACITY // max(1, math.prod(outputs.shape[1:])))
+        end = self._count + len(outputs)
+        if end > len(self._outputs) or targets.dtype != self._targets.dtype:
+            self._judge()
+            end = len(outputs)
+            rows = max(end, CAPACITY // max(1, math.prod(outputs.shape[1:])))
+            # New arrays, since what was judged may be views of the last.
+            # Others than before, which the parts may hold on to
             self._outputs = np.empty((rows, *outputs.shape[1:]), outputs.dtype)
             self._targets = np.empty((rows, *targets.shape[1:]), targets.dtype)
-        if self._kept + n > len(self._outputs):
-            self._flush()
-        if n > len(self._outputs):
-            self._score(outputs, targets)
-            return
-        part = slice(self._kept, self._kept + n)
+        part = slice(self._count, end)
         self._outputs[part], self._targets[part] = outputs, targets
-        self._kept += n
+        self._count = end
 
-    def _flush(self) -> None:
-        if self._kept and self._outputs is not None:
-            self._score(self._outputs[: self._kept], self._targets[: self._kept])
-        self._kept = 0
-
-    def _score(self, outputs: Array, targets: Array) -> None:
-        for name, (metric, takes) in self._metrics.items():
-            value = float(metric(*judged(outputs, targets, self._link, takes)))
-            self._sums[name] += value * len(outputs)
-        self._rows += len(outputs)
+    def _judge(self) -> None:
+        if self._count:
+            outputs, targets = self._outputs[: self._count], self._targets[: self._count]
+            for takes, parts in self._parts.items():
+                parts.append(judged(outputs, targets, self._link, takes))
+        self._count = 0
 
     def result(self) -> dict[str, float]:
-        """Every metric's value for what has been added; starts anew."""
-        self._flush()
-        result = {name: total / max(self._rows, 1) for name, total in self._sums.items()}
-        self._sums, self._rows = dict.fromkeys(self._metrics, 0.0), 0
-        return result
+        """Every metric's value for all that has been added; NaN for nothing."""
+        self._judge()
+        whole = {
+            takes: [np.concatenate(values) for values in zip(*parts, strict=True)]
+            for takes, parts in self._parts.items()
+        }
+        return {
+            name: float(metric(*whole[takes])) if whole[takes] else math.nan
+            for name, (metric, takes) in self._metrics.items()
+        }
 
 
 def judged(outputs: Array, targets: Array, link: Link, takes: str) -> tuple[Array, Array]:

@@ -11,6 +11,7 @@ Hook names and arguments are Keras'; epochs and batches count from 0.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import sys
@@ -37,7 +38,7 @@ __all__ = [
 
 Logs = dict[str, float]
 Mode = Literal["auto", "min", "max"]
-RISING = ("accuracy", "precision", "recall", "f1", "average_precision", "r2", "score", "auc")
+RISING = ("acc", "accuracy", "precision", "recall", "f1", "average_precision", "r2", "score", "auc")
 
 
 class Callback:
@@ -62,7 +63,7 @@ class Callback:
         """Before the first epoch."""
 
     def on_train_end(self, logs: Logs) -> None:
-        """After the last epoch, also when an error or Ctrl-C ended it."""
+        """After the last epoch, also when an error or Ctrl-C ended it, or a later callback could not begin."""
 
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         """Before an epoch."""
@@ -84,19 +85,45 @@ class Hooks:
 
     def __init__(self, callbacks: Iterable[Callback], trainer: Trainer, **params: Any) -> None:
         # A checkpoint is of what the epoch left behind, the other callbacks' states included.
-        callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, ModelCheckpoint))
-        for callback in callbacks:
+        self.callbacks = sorted(callbacks, key=lambda callback: isinstance(callback, ModelCheckpoint))
+        for callback in self.callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(f"callbacks: expected instances of Callback, got {callback!r}")
             callback.trainer, callback.params = trainer, params
         self.by_name: dict[str, list[Callable[..., None]]] = {
-            name: [getattr(c, name) for c in callbacks if _overrides(c, name)] for name in self.NAMES
+            name: [getattr(c, name) for c in self.callbacks if _overrides(c, name)] for name in self.NAMES
         }
 
     def call(self, name: str, *args: Any) -> None:
-        """Calls every callback's hook of that name."""
-        for hook in self.by_name[name]:
-            hook(*args)
+        """Calls every callback's hook of that name; what has begun is ended in spite of others' errors."""
+        if name == "on_train_begin":
+            self._begin(*args)
+        elif name == "on_train_end":
+            _end(self.callbacks, *args)
+        else:
+            for hook in self.by_name[name]:
+                hook(*args)
+
+    def _begin(self, logs: Logs) -> None:
+        """Begins all, or ends those that had begun."""
+        for n, callback in enumerate(self.callbacks):
+            try:
+                callback.on_train_begin(logs)
+            except BaseException:
+                _end(self.callbacks[:n], logs)
+                raise
+
+
+def _end(callbacks: Iterable[Callback], logs: Logs) -> None:
+    """Calls all of them, then raises the first error."""
+    first = None
+    for callback in callbacks:
+        try:
+            callback.on_train_end(logs)
+        except BaseException as error:
+            first = first or error
+    if first is not None:
+        raise first
 
 
 def _overrides(callback: Callback, name: str) -> bool:
@@ -142,15 +169,17 @@ class _Monitor(Callback):
     def improved(self, logs: Logs) -> bool:
         """Whether `logs` has the best value yet, which is then remembered."""
         if self.monitor not in logs:
-            raise ValueError(
-                f"monitor: no {self.monitor!r} in the logs, which have {', '.join(logs)}"
-                + ("; fit with validation data" if self.monitor.startswith("val_") else "")
-            )
+            raise _unrecorded("monitor", self.monitor, logs)
         value = logs[self.monitor]
-        if not self._sign * (self.best - value) > self.min_delta:
+        if not self._sign * value + self.min_delta < self._sign * self.best:  # rounds as Keras does
             return False
         self.best = value
         return True
+
+
+def _unrecorded(argument: str, name: object, logs: Logs) -> ValueError:
+    advice = "; fit with validation data" if str(name).startswith("val_") else ""
+    return ValueError(f"{argument}: no {name!r} in the logs, which have {', '.join(logs)}{advice}")
 
 
 class EarlyStopping(_Monitor):
@@ -214,8 +243,8 @@ class ReduceLROnPlateau(_Monitor):
     """Multiplies the learning rate by `factor` when a quantity has not improved for a while.
 
     That is after `patience` epochs without an improvement of more than `min_delta`, and then again
-    after as many more, not counting the `cooldown` epochs that follow a reduction. Never below
-    `min_lr`. Keras' rule. TypeError if the optimizer's rate is a schedule; ValueError where
+    after as many more; of the `cooldown` epochs that follow a reduction only the last one counts.
+    Never below `min_lr`. Keras' rule. TypeError if the optimizer's rate is a schedule; ValueError where
     `monitor` is not recorded.
     """
 
@@ -258,16 +287,16 @@ class ReduceLROnPlateau(_Monitor):
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Compares the epoch with the best."""
-        cooling = self._cooling > 0
-        self._cooling -= cooling
-        if self.improved(logs) or cooling:
+        self._cooling = max(self._cooling - 1, 0)
+        if self.improved(logs) or self._cooling:
             self._waited = 0
             return
         self._waited += 1
-        if self._waited >= self.patience:
+        higher = [group for group in self.trainer.optimizer.param_groups if group["lr"] > self.min_lr]
+        if self._waited >= self.patience and higher:
             self._waited, self._cooling = 0, self.cooldown
-            for group in self.trainer.optimizer.param_groups:
-                group["lr"] = max(group["lr"] * self.factor, min(self.min_lr, group["lr"]))
+            for group in higher:
+                group["lr"] = max(group["lr"] * self.factor, self.min_lr)
 
 
 class ModelCheckpoint(_Monitor):
@@ -275,12 +304,13 @@ class ModelCheckpoint(_Monitor):
 
     `path` may name quantities: "{epoch:03d}-{val_loss:.4f}.safetensors", epochs counted from 1.
     `save_best_only`: only when `monitor` has improved. `extra` goes along. It is called after all
-    other callbacks, so that training can go on from the file with the same bits.
+    other callbacks, so that training can go on from the file with the same bits. ValueError where a
+    quantity is not recorded.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | bytes | os.PathLike[Any],
         *,
         monitor: str = "val_loss",
         save_best_only: bool = False,
@@ -290,7 +320,7 @@ class ModelCheckpoint(_Monitor):
     ) -> None:
         if every < 1:
             raise ValueError(f"every: expected at least 1 epoch, got {every!r}")
-        self.path, self.save_best_only, self.every, self.extra = os.fspath(path), save_best_only, every, extra
+        self.path, self.save_best_only, self.every, self.extra = os.fsdecode(path), save_best_only, every, extra
         super().__init__(monitor, mode, 0.0)
 
     def on_train_begin(self, logs: Logs) -> None:
@@ -303,7 +333,10 @@ class ModelCheckpoint(_Monitor):
         import steepest
 
         trainer = self.trainer
-        path = self.path.format(**{**logs, "epoch": epoch + 1})
+        try:
+            path = self.path.format(**{**logs, "epoch": epoch + 1})
+        except KeyError as error:
+            raise _unrecorded("path", error.args[0], logs) from None
         steepest.save(
             path,
             trainer.model,
@@ -325,8 +358,12 @@ class CSVLogger(Callback):
         """Empties the file, or reads which columns it has."""
         self._names = None
         if self.append and os.path.exists(self.path):
-            with open(self.path, newline="") as file:
-                self._names = next(csv.reader(file), None)
+            with open(self.path, "a+", newline="") as file:
+                file.seek(0)
+                text = file.read()
+                self._names = next(filter(None, csv.reader(io.StringIO(text, newline=""))), None)
+                if text and not text.endswith("\n"):  # a last line that was cut, or edited
+                    file.write("\r\n")
         else:
             open(self.path, "w").close()
 

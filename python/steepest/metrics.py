@@ -110,9 +110,9 @@ def precision(
 
     The classes are those that occur in `y_true` or `y_pred`, or `labels`: an absent one that is
     listed counts as 0, and samples of classes that are not listed count only against the others.
-    Raises `ValueError` for more than two classes, or two without `pos_label`, if `average` is
-    `"binary"`, and `TypeError` for `labels` with it. As `sklearn.metrics.precision_score` with
-    `zero_division=0`.
+    Raises `ValueError` for more than two classes, two without `pos_label`, or strings unless
+    `pos_label` is one, if `average` is `"binary"`, and `TypeError` for `labels` with it. As
+    `sklearn.metrics.precision_score` with `zero_division=0`.
 
     >>> precision([0, 1, 1, 0], [1, 1, 1, 0])
     0.6666666666666666
@@ -348,7 +348,7 @@ def r2(y_true: ArrayLike, y_pred: ArrayLike, *, sample_weight: ArrayLike | None 
     with the weighted mean of y. 1 is perfect, 0 as good as that mean, and worse is negative. A
     column whose true values are all the same scores 1 if predicted exactly and 0 otherwise; a
     single sample gives NaN. Arguments as in `mse`; with k columns, the mean of their scores. As
-    `sklearn.metrics.r2_score`.
+    `sklearn.metrics.r2_score`, which takes rounding of the mean of equal values for variance.
 
     >>> r2([1.0, 2.0, 3.0], [1.0, 2.0, 4.0])
     0.5
@@ -357,10 +357,11 @@ def r2(y_true: ArrayLike, y_pred: ArrayLike, *, sample_weight: ArrayLike | None 
     if len(true) < 2:
         return float("nan")
     w = 1.0 if weights is None else weights[:, None]
+    weighed = true if weights is None else true[weights > 0]
     residual = np.sum(w * (true - predicted) ** 2, axis=0)
     total = np.sum(w * (true - np.average(true, axis=0, weights=weights)) ** 2, axis=0)
-    constant = np.where(residual == 0.0, 1.0, 0.0)
-    return float(np.where(total == 0.0, constant, 1.0 - _ratio(residual, total)).mean())
+    constant = (total == 0.0) | (np.ptp(weighed, axis=0) == 0.0)  # the mean of equal values may be rounded
+    return float(np.where(constant, residual == 0.0, 1.0 - _ratio(residual, total)).mean())
 
 
 def _counts(
@@ -419,7 +420,7 @@ def _is_positive(pos_label: Any, *labels: Array) -> list[Array]:
         )
     listed = pos_label in present.tolist()
     if not listed and (len(present) == 2 or isinstance(pos_label, str) != _is_text(present)):
-        raise ValueError(f"pos_label: expected one of {present.tolist()}, got {pos_label!r}")
+        raise ValueError(f"pos_label: expected one of {present.tolist()}, got {pos_label!r}; pass pos_label=...")
     return [y == pos_label if listed else np.zeros(len(y), bool) for y in labels]
 
 

@@ -56,6 +56,10 @@ def minimize(
         raise TypeError(f"tol: expected a number, got {type(tol).__name__}")
     if not tol >= 0:
         raise ValueError(f"tol: expected a number >= 0, got {tol!r}")
+    if np.ma.isMaskedArray(x0):
+        raise TypeError(
+            "x0: expected a plain array, got a masked array, whose mask would be ignored; pass x.filled(...)"
+        )
     x0 = np.asarray(x0)
     if x0.dtype.kind not in "fiub":
         raise TypeError(f"x0: expected real numbers, got dtype {x0.dtype}")
@@ -70,12 +74,17 @@ def minimize(
         value, gradient = answer
         if not isinstance(value, Real | np.ndarray):
             raise TypeError(f"fun: expected a number as its value, got {type(value).__name__}")
+        if np.ndim(value):
+            raise TypeError(f"fun: expected a number as its value, got an array of shape {value.shape}")
         history.append(float(value))
         if not np.isfinite(value):
             raise FloatingPointError(f"fun: expected a finite value, got {value} at step {step}")
         if isinstance(gradient, np.generic):  # what arithmetic on 0-d arrays gives
             gradient = np.asarray(gradient)
-        converged = _core.global_norm([gradient]) <= tol
+        try:
+            converged = _core.global_norm([gradient]) <= tol
+        except (TypeError, ValueError) as error:
+            raise type(error)(str(error).replace("arrays[0]", "gradient")) from None
         if converged or step == steps:
             break
         stop = callback(step, x, history[-1]) if callback is not None else None

@@ -9,7 +9,8 @@ Each function names the PyTorch scheduler (`torch.optim.lr_scheduler`) or the Ke
 computes in float32. Where a schedule has an end, the last rate holds from there on.
 
 A rate must be finite and not negative, a number of steps an integer and at least 1. Every function
-raises `TypeError` for an argument of another type and `ValueError` for one out of its range.
+raises `TypeError` for an argument of another type and `ValueError` for one out of its range. A rate
+that grows beyond all floats is infinite, which optimizers refuse.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def exponential(lr: float, gamma: float, *, steps: int = 1, staircase: bool = Fa
 
 
 def _exponential(lr: float, gamma: float, steps: int, staircase: bool, t: int) -> float:
-    return lr * gamma ** (t // steps if staircase else t / steps)
+    return _times_power(lr, gamma, t // steps if staircase else t / steps)
 
 
 def step(lr: float, step_size: int, gamma: float = 0.1) -> Schedule:
@@ -111,7 +112,7 @@ def step(lr: float, step_size: int, gamma: float = 0.1) -> Schedule:
 
 
 def _step(lr: float, step_size: int, gamma: float, t: int) -> float:
-    return lr * gamma ** (t // step_size)
+    return _times_power(lr, gamma, t // step_size)
 
 
 def multi_step(lr: float, milestones: Iterable[int], gamma: float = 0.1) -> Schedule:
@@ -135,7 +136,7 @@ def multi_step(lr: float, milestones: Iterable[int], gamma: float = 0.1) -> Sche
 
 
 def _multi_step(lr: float, milestones: tuple[int, ...], gamma: float, t: int) -> float:
-    return lr * gamma ** bisect_right(milestones, t)
+    return _times_power(lr, gamma, bisect_right(milestones, t))
 
 
 def piecewise_constant(boundaries: Iterable[int], values: Iterable[float]) -> Schedule:
@@ -306,7 +307,7 @@ def one_cycle(
 
     with half a cosine between them, or a line if `anneal="linear"`; the third point is there if
     `three_phase`. `pct_start` is a fraction of the steps from 0 to 1 (to 0.5 if `three_phase`);
-    both factors must be positive. Equals PyTorch's `OneCycleLR(max_lr, total_steps=steps,
+    both factors must be positive and the rates finite. Equals PyTorch's `OneCycleLR(max_lr, total_steps=steps,
     anneal_strategy=anneal, ...)` of the same defaults; it leaves the momentum alone. From Smith
     and Topin, Super-Convergence, 2018.
 
@@ -320,16 +321,15 @@ def one_cycle(
     most, fraction = 0.5 if three_phase else 1.0, _rate("pct_start", pct_start)
     if fraction > most:
         raise ValueError(f"pct_start: expected a number from 0 to {most}, got {pct_start!r}")
-    return _Schedule(
-        _one_cycle,
-        _rate("max_lr", max_lr),
-        _count("steps", steps),
-        fraction,
-        anneal,
-        _positive("div_factor", div_factor),
-        _positive("final_div_factor", final_div_factor),
-        three_phase,
-    )
+    peak, count = _rate("max_lr", max_lr), _count("steps", steps)
+    div, final_div = _positive("div_factor", div_factor), _positive("final_div_factor", final_div_factor)
+    if not peak / div < math.inf:
+        raise ValueError(f"div_factor: expected a finite max_lr / div_factor, got {peak!r} / {div!r}")
+    if not peak / div / final_div < math.inf:
+        raise ValueError(
+            f"final_div_factor: expected a finite lr_0 / final_div_factor, got {peak / div!r} / {final_div!r}"
+        )
+    return _Schedule(_one_cycle, peak, count, fraction, anneal, div, final_div, three_phase)
 
 
 def _one_cycle(
@@ -382,6 +382,13 @@ def _join(schedules: tuple[Schedule, ...], milestones: tuple[int, ...], t: int) 
     return schedules[n](t - milestones[n - 1] if n else t)
 
 
+def _times_power(lr: float, gamma: float, n: float) -> float:
+    try:
+        return lr * math.pow(gamma, n)
+    except OverflowError:
+        return math.inf if lr else 0.0
+
+
 def _between(start: float, end: float, w: float) -> float:
     return (1.0 - w) * start + w * end  # exact at both ends, unlike start + w (end - start)
 
@@ -393,9 +400,13 @@ def _half_cosine(u: float) -> float:
 def _rate(name: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a real number, got {value!r}")
-    if not 0.0 <= value < math.inf:
+    try:
+        number = float(value)
+    except OverflowError:  # an integer beyond every float
+        number = math.inf
+    if not 0.0 <= number < math.inf:
         raise ValueError(f"{name}: expected a finite number >= 0, got {value!r}")
-    return float(value)
+    return number
 
 
 def _positive(name: str, value: float) -> float:

@@ -63,7 +63,8 @@ class Trainer:
       `y_pred` are decisions: class numbers where the loss is the softmax cross-entropy or targets
       are integers, 0 and 1 for binary cross-entropy, otherwise the outputs. A metric with the
       attribute `takes` "probabilities" (or a second argument called `y_proba` or `y_score`) or
-      "outputs" gets those. Those of training are taken over the outputs before each update.
+      "outputs" gets those. Each is called once with all rows, for which that is kept; those of training
+      are taken over the outputs before each update.
     - `nonfinite` ("raise"): a loss that is NaN or infinite is a FloatingPointError, or with "skip"
       its batch changes nothing.
     - `blas_threads` (None): threads of NumPy's matrix products in here. Results depend on it, so it
