@@ -95,35 +95,33 @@ class Hooks:
         }
 
     def call(self, name: str, *args: Any) -> None:
-        """Calls every callback's hook of that name; what has begun is ended in spite of others' errors."""
-        if name == "on_train_begin":
-            self._begin(*args)
-        elif name == "on_train_end":
-            _end(self.callbacks, *args)
-        else:
-            for hook in self.by_name[name]:
-                hook(*args)
+        """Calls every callback's hook of that name."""
+        for hook in self.by_name[name]:
+            hook(*args)
 
-    def _begin(self, logs: Logs) -> None:
-        """Begins all, or ends those that had begun."""
+    def begin(self) -> None:
+        """`on_train_begin` of all; where one fails, those that had begun are ended."""
         for n, callback in enumerate(self.callbacks):
             try:
-                callback.on_train_begin(logs)
+                callback.on_train_begin({})
             except BaseException:
-                _end(self.callbacks[:n], logs)
+                self._end(self.callbacks[:n])
                 raise
 
+    def end(self) -> None:
+        """`on_train_end` of all, then the first error."""
+        self._end(self.callbacks)
 
-def _end(callbacks: Iterable[Callback], logs: Logs) -> None:
-    """Calls all of them, then raises the first error."""
-    first = None
-    for callback in callbacks:
-        try:
-            callback.on_train_end(logs)
-        except BaseException as error:
-            first = first or error
-    if first is not None:
-        raise first
+    @staticmethod
+    def _end(callbacks: Iterable[Callback]) -> None:
+        first = None
+        for callback in callbacks:
+            try:
+                callback.on_train_end({})
+            except BaseException as error:
+                first = first or error
+        if first is not None:
+            raise first
 
 
 def _overrides(callback: Callback, name: str) -> bool:

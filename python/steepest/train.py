@@ -170,11 +170,12 @@ class Trainer:
         if validation_data is not None and isinstance(validation, Arrays):
             self._check_validation(validation)
         steps = len(data) if isinstance(data, Arrays) else None
-        self.callbacks = [*callbacks, *([ProgressBar()] if verbose else [])]
-        hooks = Hooks(self.callbacks, self, epochs=epochs, steps=steps)
-        self._class_weight, self.history, self.stop_training = factors, self.history.before(initial_epoch), False
+        callbacks = [*callbacks, *([ProgressBar()] if verbose else [])]
+        hooks = Hooks(callbacks, self, epochs=epochs, steps=steps)  # may refuse them
+        self.callbacks, self._class_weight = callbacks, factors
+        self.history, self.stop_training = self.history.before(initial_epoch), False
         with self._fixed_blas(data):
-            hooks.call("on_train_begin", {})
+            hooks.begin()
             try:
                 for epoch in range(initial_epoch, epochs):
                     if self.stop_training:
@@ -185,7 +186,7 @@ class Trainer:
                 self.history.interrupted = True
             finally:
                 self._class_weight = None
-                hooks.call("on_train_end", {})
+                hooks.end()
         return self.history
 
     def evaluate(
@@ -234,9 +235,9 @@ class Trainer:
 
     def _check_validation(self, data: Arrays) -> None:
         """Refuses what does not fit the model by its first row, so not after an epoch."""
-        first = next(Arrays(data.x[:1], None if data.y is None else data.y[:1], None, None).batches())
         try:
-            self._loss(*first, Scorer({}, link_of(self.loss)), train=False)
+            y = None if data.y is None else data.y[:1]
+            self._loss(data.x[:1], y, None, Scorer({}, link_of(self.loss)), train=False)
         except (TypeError, ValueError) as error:
             raise type(error)(f"validation_data: {error}") from error
 

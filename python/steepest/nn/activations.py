@@ -47,12 +47,16 @@ class _Compiled(Activation):
 
     kernel: str
     slope = 0.0
+    _is_plain = True  # a subclass that computes something of its own is not
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls._is_plain = all(getattr(cls, name) is getattr(_Compiled, name) for name in ("activate", "mask", "backward"))
 
     @property
     def compiled(self) -> tuple[str, float] | None:  # type: ignore[override]
         """The kernel's name and slope, unless a subclass computes something else."""
-        own = [getattr(type(self), name) is getattr(_Compiled, name) for name in ("activate", "mask", "backward")]
-        return (self.kernel, self.slope) if all(own) else None
+        return (self.kernel, self.slope) if self._is_plain else None
 
     def activate(self, x: Array, bias: Array | None, out: Array) -> Array:
         """out = f(x + bias), the bias being of the last axis; `out` may be `x`."""

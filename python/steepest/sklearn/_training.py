@@ -63,7 +63,7 @@ class Training:
         try:
             with fixed_blas(self._work):
                 if begins:
-                    self._hooks.call("on_train_begin", {})
+                    self._hooks.begin()
                 try:
                     yield
                 except KeyboardInterrupt:
@@ -71,7 +71,7 @@ class Training:
                     warnings.warn("Training interrupted by user.", stacklevel=2)
                 finally:
                     if ends:
-                        self._hooks.call("on_train_end", {})
+                        self._hooks.end()
         finally:
             for callback in self.callbacks:  # a copy of them should not be one of the data, too
                 vars(callback).pop("trainer", None)

@@ -11,7 +11,7 @@ from steepest._arguments import check_option
 from steepest.torch._steps import Steps
 
 
-def check_numbers(**options: Any) -> None:
+def _check_numbers(**options: Any) -> None:
     for name, value in options.items():
         check_option(name, value.item() if isinstance(value, torch.Tensor) else value, ())
 
@@ -69,7 +69,7 @@ class Lion(Steps, torch.optim.Optimizer):
         max_norm: float | None = None,
         state_dtype: optim.StateDtype = None,
     ) -> None:
-        check_numbers(lr=lr, betas=betas, weight_decay=weight_decay)
+        _check_numbers(lr=lr, betas=betas, weight_decay=weight_decay)
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, defaults, max_norm=max_norm, state_dtype=state_dtype)
 
@@ -90,6 +90,6 @@ class Momentum(Steps, torch.optim.Optimizer):
         max_norm: float | None = None,
         state_dtype: optim.StateDtype = None,
     ) -> None:
-        check_numbers(lr=lr, beta=beta, weight_decay=weight_decay)
+        _check_numbers(lr=lr, beta=beta, weight_decay=weight_decay)
         defaults = {"lr": lr, "beta": beta, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, defaults, max_norm=max_norm, state_dtype=state_dtype)

@@ -21,7 +21,7 @@ _SMALLEST = 4096  # elements whose state is kept in fewer bytes, as in steepest.
 _known: dict[Any, dict[str, Any]] = {}
 
 
-def number(x: Any) -> float:
+def _number(x: Any) -> float:
     return float(x.item() if isinstance(x, torch.Tensor) else x)
 
 
@@ -155,7 +155,7 @@ class Steps(torch.optim.Optimizer):
         options = dict(_defaults(rule))
         for name in options.keys() & group.keys():
             value = group[name]
-            options[name] = tuple(map(number, value)) if name == "betas" else number(value)
+            options[name] = tuple(map(_number, value)) if name == "betas" else _number(value)
         return dict(rule._core_options(options))
 
     def _watch(self) -> None:
@@ -260,7 +260,7 @@ class Steps(torch.optim.Optimizer):
     def _scalar(name: str, x: Any, dtype: Any) -> Any:
         if isinstance(x, torch.Tensor) and x.dtype in WIDE and x.device.type == "cpu" and x.numel() == 1:
             return x
-        return torch.tensor(number(x), dtype=dtype, device="cpu")
+        return torch.tensor(_number(x), dtype=dtype, device="cpu")
 
     def _target(self, p: Any, kept: dict[str, Any]) -> Any:
         """The tensor that is stepped: the parameter itself where possible."""
@@ -288,7 +288,7 @@ class Steps(torch.optim.Optimizer):
             or self._optimizer_step_post_hooks
             or torch.autograd._profiler_enabled()
         ):
-            return self._observed_step() if closure is None else self._observed_step(closure)  # hooks see how
+            return self._observed_step() if closure is None else self._observed_step(closure)  # as hooks see it
         return self._step(closure)
 
     step.hooked = True  # type: ignore[attr-defined]  # torch would record every step for a profiler that is not there
