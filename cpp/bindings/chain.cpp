@@ -19,10 +19,18 @@ bool has_shape(const py::array& array, std::ptrdiff_t rows, std::ptrdiff_t colum
   return array.ndim() == 2 && array.shape(0) == rows && array.shape(1) == columns;
 }
 
+// An array that begins with a cache line.
+py::array aligned(const py::dtype& dtype, std::ptrdiff_t rows, std::ptrdiff_t columns) {
+  constexpr std::ptrdiff_t line = 64;
+  const py::array_t<std::uint8_t> bytes(rows * columns * dtype.itemsize() + line - 1);
+  const auto begin = (reinterpret_cast<std::uintptr_t>(bytes.data()) + line - 1) / line * line;
+  return {dtype, {rows, columns}, reinterpret_cast<const void*>(begin), bytes};
+}
+
 // Makes `part` the first rows of `all`, which is made larger where it must be.
 void fit(py::array& part, py::array& all, std::ptrdiff_t rows, std::ptrdiff_t columns, const py::dtype& dtype) {
   if (has_shape(part, rows, columns)) return;
-  if (all.ndim() != 2 || all.shape(0) < rows || all.shape(1) != columns) all = py::array(dtype, {rows, columns});
+  if (all.ndim() != 2 || all.shape(0) < rows || all.shape(1) != columns) all = aligned(dtype, rows, columns);
   part = all.shape(0) == rows ? all : py::array(dtype, {rows, columns}, all.data(), all);
 }
 
@@ -232,8 +240,9 @@ class Chain {
       const T* const outputs = weights[i].a;
       multiply(p, [&, outputs](T* c, std::ptrdiff_t n, std::ptrdiff_t, std::ptrdiff_t columns) noexcept {
         const T* at = outputs + (c - p.c);
-        for (std::ptrdiff_t k = 0; k < n; ++k, c += p.c_row, at += p.c_row) {
-          mask(before.f, c, at, static_cast<T>(before.alpha), columns);
+        const std::ptrdiff_t at_once = columns == p.c_row ? n : 1;
+        for (std::ptrdiff_t k = 0; k < n; k += at_once, c += p.c_row, at += p.c_row) {
+          mask(before.f, c, at, static_cast<T>(before.alpha), at_once * columns);
         }
       });
     }

@@ -13,9 +13,9 @@ namespace steepest {
 
 // Rows or columns of a block at most: what it needs of both operands stays in cache.
 constexpr std::ptrdiff_t kStrip = 256;
-// How many blocks there should be at least: two cores are seldom equally quick, and nobody should wait long for the
-// last.
-constexpr std::ptrdiff_t kBlocks = 16;
+// How many blocks there should be at least, of so many multiplications: two cores are seldom equally quick, and nobody
+// should wait long for the last.
+constexpr std::ptrdiff_t kBlocks = 16, kBlockWork = 128 << 10;
 
 inline View matrix(const py::object& object, const char* name, Use use) {
   View v = view(object, name, use);
@@ -38,18 +38,20 @@ Product<T> part(const Product<T>& p, std::ptrdiff_t row, std::ptrdiff_t rows, st
           p.c_row,
           rows,
           columns,
-          p.depth};
+          p.depth,
+          p.adds};
 }
 
-// Whether rows of c are shared rather than columns. Who takes all columns packs all of b; who takes all rows reads all
-// of a, which where its steps are strided is more than it needs at a time.
+// Whether rows of c are shared rather than columns. Who takes all columns packs all of b, which does not matter where
+// that is little; who takes all rows reads all of a, which where its steps are strided is more than it needs at a time.
 template <class T>
 bool by_rows(const Product<T>& p) {
-  return p.a_step == 1 ? p.columns < 4 * products<T>().columns : p.rows >= p.columns;
+  constexpr std::ptrdiff_t little = 4096;
+  if (p.a_step != 1) return p.rows >= p.columns;
+  return p.columns < 4 * products<T>().columns || p.columns * p.depth <= little;
 }
 
-// Whether at least three of ten pairs of neighbours in a row's step, (rows - 1, depth) of them, are both 0. By a
-// sample.
+// Whether at least four of ten elements of a, (rows, depth), are 0. By a sample.
 template <class T>
 bool is_mostly_zero(const T* a, std::ptrdiff_t a_row, std::ptrdiff_t a_step, std::ptrdiff_t rows,
                     std::ptrdiff_t depth) {
@@ -59,12 +61,12 @@ bool is_mostly_zero(const T* a, std::ptrdiff_t a_row, std::ptrdiff_t a_step, std
   for (std::ptrdiff_t i = 0; i < samples; ++i) {
     const std::ptrdiff_t row = i * (rows - 1) / samples, step = i * 97 % samples * depth / samples;
     const T* const x = a + row * a_row + step * a_step;
-    nonzero += x[0] != 0 || x[a_row] != 0;
+    nonzero += (x[0] != 0) + (x[a_row] != 0);
   }
-  return nonzero <= samples * 7 / 10;
+  return nonzero <= 2 * samples * 6 / 10;
 }
 
-// Whether it pays to leave out where a is 0, which is done for two rows at a time: the bits are the same either way.
+// Whether it pays to leave out where a is 0, which is done where it is in two rows: the bits are the same either way.
 template <class T>
 bool is_sparse(const Product<T>& p) {
   constexpr std::ptrdiff_t least_work = 1 << 16;
@@ -88,46 +90,66 @@ bool is_sparse(const Product<T>& p) {
   return is_finite;
 }
 
-// Products of at most so many elements in all blocks of steps are shared by these.
-constexpr std::ptrdiff_t kDeepest = 1 << 16;
+// Products of at most so many rows, and elements in all blocks of steps, are shared by these.
+constexpr std::ptrdiff_t kDeepRows = 256, kDeepest = 1 << 18;
 
-// A small product of many steps: each block of them is a product of its own, and those are then added one after the
-// other, as they would have been. So whoever multiplies with some rows of the weights is who will compute their
-// gradient and update them, and finds them in its own cache. Whether it was done.
+// A product of few rows and many steps: each block of them is a product of its own, added to what the blocks before
+// gave if that is there already, else kept until it is. So whoever multiplies with some rows of the weights is who will
+// compute their gradient and update them, and finds them in its own cache. Whether it was done.
 template <class T, class F>
 bool multiply_deep(const Product<T>& p, bool is_sparse, const F& finish) noexcept {
   const ProductKernels<T>& kernels = products<T>();
   const std::ptrdiff_t blocks = (p.depth + kProductSteps - 1) / kProductSteps, size = p.rows * p.columns;
   const bool is_shared = parallel::threads() > 1 && parallel::is_shareable(size * p.depth);
-  if (!is_shared || blocks < 4 || blocks * size > kDeepest || p.a_step != 1 || p.b_column != 1) return false;
-  const std::unique_ptr<T[]> parts(new (std::nothrow) T[static_cast<std::size_t>(blocks * size)]);
-  if (parts == nullptr) return false;
-  const std::ptrdiff_t share = is_sparse ? p.columns : kernels.columns, panels = (p.columns + share - 1) / share;
+  const bool is_deep = blocks >= 4 && p.rows <= kDeepRows && blocks * size <= kDeepest;
+  if (!is_shared || !is_deep || p.a_step != 1 || p.b_column != 1) return false;
+  // What a unit takes of c, in a block of steps: some rows, or some columns.
+  const std::ptrdiff_t share = is_sparse ? kernels.sparse_rows : kernels.columns;
+  const std::ptrdiff_t panels = ((is_sparse ? p.rows : p.columns) + share - 1) / share;
+  const std::unique_ptr<T[]> kept(new (std::nothrow) T[static_cast<std::size_t>(blocks * size)]);
+  const std::unique_ptr<std::atomic<std::ptrdiff_t>[]> added(
+      new (std::nothrow) std::atomic<std::ptrdiff_t>[static_cast<std::size_t>(panels)] {});  // how many blocks
+  if (kept == nullptr || added == nullptr) return false;
   parallel::for_ranges(
-      blocks * panels, share * p.rows * std::min(p.depth, kProductSteps),
+      blocks * panels, size / panels * std::min(p.depth, kProductSteps),
       [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
         for (; begin < end; ++begin) {
-          const std::ptrdiff_t step = begin / panels * kProductSteps, column = begin % panels * share;
-          Product<T> block = part(p, 0, p.rows, column, std::min(share, p.columns - column));
-          block.a += step;
-          block.b += step * p.b_step;
-          block.depth = std::min(kProductSteps, p.depth - step);
-          block.c = parts.get() + begin / panels * size + column;
-          block.c_row = p.columns;
+          const std::ptrdiff_t i = begin / panels, panel = begin % panels, at = panel * share;
+          Product<T> block = is_sparse ? part(p, at, std::min(share, p.rows - at), 0, p.columns)
+                                       : part(p, 0, p.rows, at, std::min(share, p.columns - at));
+          block.a += i * kProductSteps;
+          block.b += i * kProductSteps * p.b_step;
+          block.depth = std::min(kProductSteps, p.depth - i * kProductSteps);
+          const bool is_next = added[panel] == i;
+          block.adds = is_next && i > 0;
+          if (!is_next) {
+            block.c = kept.get() + i * size + at * (is_sparse ? p.columns : 1);
+            block.c_row = p.columns;
+          }
           is_sparse ? kernels.matmul_sparse(block) : kernels.matmul(block);
+          if (is_next) added[panel] = i + 1;
         }
       },
       parallel::Pace::brisk);
+  const auto add_kept = [&](std::ptrdiff_t row, std::ptrdiff_t from, std::ptrdiff_t to, std::ptrdiff_t block) {
+    T* const c = p.c + row * p.c_row;
+    for (; block < blocks; ++block) {
+      const T* const x = kept.get() + block * size + row * p.columns;
+      for (std::ptrdiff_t j = from; j < to; ++j) c[j] += x[j];
+    }
+  };
   parallel::for_ranges(
       p.rows, p.columns * blocks * static_cast<std::ptrdiff_t>(sizeof(T)),
       [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
         for (std::ptrdiff_t i = begin; i < end; ++i) {
-          T* const c = p.c + i * p.c_row;
-          const T* x = parts.get() + i * p.columns;
-          std::copy(x, x + p.columns, c);
-          for (std::ptrdiff_t b = 1; b < blocks; ++b) {
-            x += size;
-            for (std::ptrdiff_t j = 0; j < p.columns; ++j) c[j] += x[j];
+          if (is_sparse) {
+            add_kept(i, 0, p.columns, added[i / share]);
+            continue;
+          }
+          for (std::ptrdiff_t panel = 0, next; panel < panels; panel = next) {
+            const std::ptrdiff_t block = added[panel];
+            for (next = panel + 1; next < panels && added[next] == block;) ++next;
+            add_kept(i, panel * share, std::min(next * share, p.columns), block);
           }
         }
         finish(p.c + begin * p.c_row, end - begin, 0, p.columns);
@@ -143,10 +165,12 @@ void multiply(const Product<T>& p, const F& finish) noexcept {
   const bool sparse = is_sparse(p), rows = sparse || by_rows(p);
   const std::ptrdiff_t length = rows ? p.rows : p.columns, across = rows ? p.columns : p.rows;
   const ProductKernels<T>& kernels = products<T>();
-  const std::ptrdiff_t share = sparse ? kernels.sparse_rows : rows ? kernels.rows : kernels.columns;
+  const std::ptrdiff_t pairs = p.a_step == 1 ? 2 : kernels.sparse_rows;  // else rows are columns of a, in whole lines
+  const std::ptrdiff_t share = sparse ? pairs : rows ? kernels.rows : kernels.columns;
   const std::ptrdiff_t shares = (length + share - 1) / share;
   if (length == 0 || across == 0 || multiply_deep(p, sparse, finish)) return;
-  const std::ptrdiff_t wanted = sparse ? 1 : std::min((kBlocks + shares - 1) / shares, across / kernels.rows);
+  const std::ptrdiff_t blocks = sparse ? 1 : std::min(kBlocks, p.rows * p.columns * p.depth / kBlockWork);
+  const std::ptrdiff_t wanted = std::min((blocks + shares - 1) / shares, across / kernels.rows);
   const std::ptrdiff_t strips = std::max((across + kStrip - 1) / kStrip, wanted);
   const std::ptrdiff_t strip_size = (across + strips - 1) / strips;
   parallel::for_ranges(
@@ -185,8 +209,9 @@ void dense(const Product<T>& p, Activation f, const T* bias, double alpha) noexc
   const auto kernel = layers<T>().activate;
   multiply(p, [=, &p](T* c, std::ptrdiff_t rows, std::ptrdiff_t column, std::ptrdiff_t columns) noexcept {
     const T* const part = bias != nullptr ? bias + column : nullptr;
-    for (std::ptrdiff_t i = 0; i < rows; ++i, c += p.c_row) {
-      kernel(f, c, part, static_cast<T>(alpha), c, 1, columns);
+    const std::ptrdiff_t at_once = columns == p.c_row ? rows : 1;
+    for (std::ptrdiff_t i = 0; i < rows; i += at_once, c += p.c_row) {
+      kernel(f, c, part, static_cast<T>(alpha), c, at_once, columns);
     }
   });
 }

@@ -40,10 +40,10 @@ void check_rows(const py::array& array, const py::array& out, const Rows& rows) 
 inline void copy(char* to, const char* from, std::ptrdiff_t bytes, const char* later) {
   std::ptrdiff_t at = 0;
   for (; at + kLine <= bytes; at += kLine) {
-    __builtin_prefetch(later + at);
+    __builtin_prefetch(later + at, 0, 2);
     std::memcpy(to + at, from + at, kLine);
   }
-  __builtin_prefetch(later + at);
+  __builtin_prefetch(later + at, 0, 2);
   std::memcpy(to + at, from + at, static_cast<std::size_t>(bytes - at));
 }
 

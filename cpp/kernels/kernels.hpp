@@ -254,7 +254,8 @@ struct QuantizedKernels {
 // A product is summed in blocks of this many steps, each from 0, and the blocks one after the other.
 constexpr std::ptrdiff_t kProductSteps = 128;
 
-// c[i][j] = sum over k of a[i][k] b[k][j]; neighbours of c's rows are neighbours in memory.
+// c[i][j] = sum over k of a[i][k] b[k][j]; neighbours of c's rows are neighbours in memory, and so are those of b's
+// rows or of b's columns.
 template <class T>
 struct Product {
   const T* a;
@@ -264,6 +265,7 @@ struct Product {
   T* c;
   std::ptrdiff_t c_row;
   std::ptrdiff_t rows, columns, depth;
+  bool adds = false;  // to what c holds, as if that were the sum of the blocks before
 };
 
 template <class T>

@@ -94,28 +94,25 @@ inline void transpose(V (&rows)[n]) {
   if constexpr (distance > 1) transpose<distance / 2>(rows);
 }
 
-// packed[k][j] = b[k][j] for `width` columns, those from `columns` on being 0.
+// packed[k][j] = b[k][j] for `width` columns, whole vectors of them, those from `columns` on being 0.
 template <class T>
 void pack(const Product<T>& p, const T* b, std::ptrdiff_t steps, std::ptrdiff_t columns, T* packed,
           std::ptrdiff_t width) {
   constexpr std::ptrdiff_t lanes = kLanesOf<T>;
-  const bool squares = p.b_step == 1 && columns == width;
-  const std::ptrdiff_t whole = squares ? steps - steps % lanes : 0;
-  for (std::ptrdiff_t j = 0; squares && j < width; j += lanes) {
-    for (std::ptrdiff_t k = 0; k < whole; k += lanes) {
+  for (std::ptrdiff_t j = 0; j < width; j += lanes) {
+    for (std::ptrdiff_t k = 0; p.b_column == 1 && k < steps; ++k) {
+      store_register(packed + k * width + j, load_part(b + k * p.b_step + j, columns - j, T(0)));
+    }
+    for (std::ptrdiff_t k = 0; p.b_column != 1 && k < steps; k += lanes) {  // b_step is 1
       Vector<T> rows[lanes];
 #pragma GCC unroll 16
-      for (std::ptrdiff_t i = 0; i < lanes; ++i) rows[i] = load_register(b + (j + i) * p.b_column + k);
-      transpose<lanes / 2>(rows);
-#pragma GCC unroll 16
       for (std::ptrdiff_t i = 0; i < lanes; ++i) {
-        __builtin_memcpy(packed + (k + i) * width + j, &rows[i], sizeof(Vector<T>));
+        rows[i] = j + i < columns ? load_part(b + (j + i) * p.b_column + k, steps - k, T(0)) : Vector<T>{};
       }
-    }
-  }
-  for (std::ptrdiff_t j = 0; j < width; ++j) {
-    for (std::ptrdiff_t k = whole; k < steps; ++k) {
-      packed[k * width + j] = j < columns ? b[k * p.b_step + j * p.b_column] : T(0);
+      transpose<lanes / 2>(rows);
+      for (std::ptrdiff_t i = 0; i < lanes && k + i < steps; ++i) {
+        store_register(packed + (k + i) * width + j, rows[i]);
+      }
     }
   }
 }
@@ -148,7 +145,7 @@ void matmul(const Product<T>& p) noexcept {
     const std::ptrdiff_t steps = p.depth - k < kProductSteps ? p.depth - k : kProductSteps;
     for (std::ptrdiff_t j = 0; j < p.columns; j += most) {
       const std::ptrdiff_t columns = p.columns - j < most ? p.columns - j : most;
-      panel(p, p.a + k * p.a_step, p.b + k * p.b_step + j * p.b_column, steps, p.c + j, columns, k == 0);
+      panel(p, p.a + k * p.a_step, p.b + k * p.b_step + j * p.b_column, steps, p.c + j, columns, k == 0 && !p.adds);
     }
     k += kProductSteps;
   } while (k < p.depth);

@@ -7,12 +7,16 @@
 namespace steepest {
 namespace {
 
-constexpr std::ptrdiff_t kSparseRows = 16, kWordSteps = 32;
+constexpr std::ptrdiff_t kSparseRows = 16, kWordSteps = 64;
 constexpr std::ptrdiff_t kWords = kProductSteps / kWordSteps;
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr std::ptrdiff_t kMostVectors = 8;  // of the sums of two rows: 16 of 32 registers
+// Vectors of the sums of two rows, and how many words of steps those stay in registers for. Rows of b for one word fit
+// into the first cache; for all of them they come from the second, which where vectors are long is quick enough.
+#if defined(__AVX512F__)
+constexpr std::ptrdiff_t kMostVectors = 8, kPass = kWords;  // 16 of 32 registers
+#elif defined(__aarch64__)
+constexpr std::ptrdiff_t kMostVectors = 8, kPass = 1;
 #else
-constexpr std::ptrdiff_t kMostVectors = 4;
+constexpr std::ptrdiff_t kMostVectors = 4, kPass = 1;
 #endif
 
 // A bit for every lane
@@ -42,106 +46,136 @@ inline std::uint32_t nonzero(Vector<T> x) {
 #endif
 }
 
-// Where a is not zero: a bit for each of 32 steps from `first` on, a word for each of up to 16 rows. One of a's axes
-// has stride 1.
+// A bit for every step in which a row of a is not 0.
+struct Steps {
+  std::uint64_t words[kWords];
+};
+
+// For up to 16 rows and a block of steps. One of a's axes has stride 1.
 template <class T>
-inline void find_nonzero(const Product<T>& p, std::ptrdiff_t first, std::uint32_t (&words)[kSparseRows]) {
-  constexpr std::ptrdiff_t lanes = kLanesOf<T>;
-  const T* a = p.a + first * p.a_step;
-  const std::ptrdiff_t steps = p.depth - first < kWordSteps ? p.depth - first : kWordSteps;
+inline void find_nonzero(const Product<T>& p, Steps (&steps)[kSparseRows]) {
+  constexpr std::ptrdiff_t lanes = kLanesOf<T>, bits_of_lane = 8 * sizeof(T);
+  __builtin_memset(steps, 0, sizeof steps);
+  const auto add = [&](std::ptrdiff_t row, std::ptrdiff_t k, std::uint64_t bits) {
+    steps[row].words[k / kWordSteps] |= bits << k % kWordSteps;
+  };
   if (p.a_step == 1) {
+    const T* a = p.a;
     for (std::ptrdiff_t r = 0; r < p.rows; ++r, a += p.a_row) {
-      words[r] = 0;
       std::ptrdiff_t k = 0;
-      for (; k + lanes <= steps; k += lanes) words[r] |= nonzero<T>(load_register(a + k)) << k;
-      if (k < steps) words[r] |= nonzero<T>(load_part(a + k, steps - k, T(0))) << k;
+      for (; k + lanes <= p.depth; k += lanes) add(r, k, nonzero<T>(load_register(a + k)));
+      if (k < p.depth) add(r, k, nonzero<T>(load_part(a + k, p.depth - k, T(0))));
     }
     return;
   }
   for (std::ptrdiff_t r = 0; r < p.rows; r += lanes) {
-    Bits<Vector<T>> bits{};
-    for (std::ptrdiff_t k = 0; k < steps; ++k) {
-      const T* const x = a + r + k * p.a_step;
-      __builtin_prefetch(x + kSparseRows);  // of the next rows
-      const Vector<T> of_rows = p.rows - r < lanes ? load_part(x, p.rows - r, T(0)) : load_register(x);
-      bits |= (Bits<Vector<T>>)(of_rows != Vector<T>{}) & (Bits<T>(1) << k);
+    const std::ptrdiff_t rows = p.rows - r < lanes ? p.rows - r : lanes;
+    for (std::ptrdiff_t k = 0; k < p.depth; k += bits_of_lane) {
+      const std::ptrdiff_t n = p.depth - k < bits_of_lane ? p.depth - k : bits_of_lane;
+      const T* x = p.a + r + k * p.a_step;
+      Bits<Vector<T>> bits{};
+      for (std::ptrdiff_t i = 0; i < n; ++i, x += p.a_step) {
+        __builtin_prefetch(x + kSparseRows);  // of the next rows
+        const Vector<T> of_rows = rows < lanes ? load_part(x, rows, T(0)) : load_register(x);
+        bits |= (Bits<Vector<T>>)(of_rows != Vector<T>{}) & (Bits<T>(1) << i);
+      }
+      for (std::ptrdiff_t l = 0; l < rows; ++l) add(r + l, k, static_cast<Bits<T>>(bits[l]));
     }
-    for (std::ptrdiff_t l = 0; l < lanes && r + l < p.rows; ++l) words[r + l] = static_cast<std::uint32_t>(bits[l]);
   }
 }
 
-// Adds to the sums of two rows, (2, V) registers, what the steps with a bit in the word give them.
-template <std::ptrdiff_t V, class T>
-inline void add_steps(std::uint32_t word, const T* const (&a)[2], std::ptrdiff_t a_step, const T* b,
-                      std::ptrdiff_t b_step, std::ptrdiff_t last, T* const (&sums)[2]) {
-  using Lanes = Vector<T>;
-  constexpr std::ptrdiff_t lanes = kLanesOf<T>;
-  Lanes s[2][V];
-#pragma GCC unroll 8
-  for (std::ptrdiff_t v = 0; v < V; ++v) {
-    s[0][v] = load_register(sums[0] + v * lanes);
-    s[1][v] = load_register(sums[1] + v * lanes);
-  }
-  for (; word != 0; word &= word - 1) {
-    const std::ptrdiff_t k = __builtin_ctz(word);
-    const T* const row = b + k * b_step;
-    Lanes right[V];  // all of them first, or g++ loads each twice
-#pragma GCC unroll 8
-    for (std::ptrdiff_t v = 0; v < V; ++v) right[v] = load_register(row + (v + 1 < V ? v * lanes : last));
-#pragma GCC unroll 2
-    for (std::ptrdiff_t r = 0; r < 2; ++r) {
-      const Lanes left = all<Lanes>(a[r][k * a_step]);
-#pragma GCC unroll 8
-      for (std::ptrdiff_t v = 0; v < V; ++v) s[r][v] = fused(left, right[v], s[r][v]);
+// Rows are multiplied two at a time, in the steps of both: each goes with that of those left which is most like it.
+inline void pair_up(const Steps (&steps)[kSparseRows], std::ptrdiff_t rows, std::ptrdiff_t (&order)[kSparseRows]) {
+  for (std::ptrdiff_t i = 0; i + 2 < rows; i += 2) {
+    std::ptrdiff_t best = i + 1;
+    int least = kProductSteps + 1;
+    for (std::ptrdiff_t j = i + 1; j < rows; ++j) {
+      int n = 0;
+      for (std::ptrdiff_t w = 0; w < kWords; ++w) {
+        n += __builtin_popcountll(steps[order[i]].words[w] ^ steps[order[j]].words[w]);
+      }
+      best = n < least ? j : best;
+      least = n < least ? n : least;
     }
+    const std::ptrdiff_t partner = order[best];
+    order[best] = order[i + 1];
+    order[i + 1] = partner;
   }
+}
+
+// The sums of a row and a block of steps become part of c; the first `over` lanes of the last vector already are.
+template <std::ptrdiff_t V, class T>
+inline void finish(const Vector<T> (&sums)[V], T* c, std::ptrdiff_t last, std::ptrdiff_t over, bool first) {
+  constexpr std::ptrdiff_t lanes = kLanesOf<T>;
 #pragma GCC unroll 8
   for (std::ptrdiff_t v = 0; v < V; ++v) {
-    store_register(sums[0] + v * lanes, s[0][v]);
-    store_register(sums[1] + v * lanes, s[1][v]);
+    T* const to = c + (v + 1 < V ? v * lanes : last);
+    if (v + 1 < V || over == 0) {
+      store_register(to, (first ? Vector<T>{} : load_register(to)) + sums[v]);
+    } else {
+      T own[lanes];
+      __builtin_memcpy(own, &sums[v], sizeof own);
+      for (std::ptrdiff_t l = over; l < lanes; ++l) to[l] = (first ? T(0) : to[l]) + own[l];
+    }
   }
 }
 
 // Some rows and steps of a block, and V vectors of columns, of which the last may begin earlier, where columns would be
 // left over.
 template <std::ptrdiff_t V, class T>
-void sparse_block(const Product<T>& p, const std::uint32_t (&words)[kWords][kSparseRows], std::ptrdiff_t column,
-                  bool first) {
+void sparse_block(const Product<T>& p, const Steps (&steps)[kSparseRows], const std::ptrdiff_t (&order)[kSparseRows],
+                  std::ptrdiff_t column, bool first) {
+  using Lanes = Vector<T>;
   constexpr std::ptrdiff_t lanes = kLanesOf<T>, width = V * lanes;
   const std::ptrdiff_t over = p.columns - column < width ? width - (p.columns - column) : 0,
                        last = width - lanes - over;
-  alignas(64) T sums[kSparseRows * width] = {};
-  bool any[kSparseRows] = {};
-  for (std::ptrdiff_t w = 0; w * kWordSteps < p.depth; ++w) {
-    const T* const a = p.a + w * kWordSteps * p.a_step;
-    const T* const b = p.b + w * kWordSteps * p.b_step + column;
-    for (std::ptrdiff_t r = 0; r < p.rows; r += 2) {
-      const std::ptrdiff_t other = r + 1 < p.rows ? r + 1 : r;  // then both are the same, and so is what is stored
-      const std::uint32_t word = words[w][r] | words[w][other];
-      if (word == 0) continue;
-      any[r] = any[other] = true;
-      add_steps<V>(word, {a + r * p.a_row, a + other * p.a_row}, p.a_step, b, p.b_step, last,
-                   {sums + r * width, sums + other * width});
-    }
-  }
-  for (std::ptrdiff_t r = 0; r < p.rows; ++r) {
-    if (!any[r] && !first) continue;
-    T* const c = p.c + r * p.c_row + column;
-    for (std::ptrdiff_t v = 0; v < V; ++v) {
-      T* const to = c + (v + 1 < V ? v * lanes : last);
-      const T* const own = sums + r * width + v * lanes;
-      const std::ptrdiff_t known = v + 1 < V ? 0 : over;
-      if (known == 0) {
-        store_register(to, (first ? Vector<T>{} : load_register(to)) + load_register(own));
+  Lanes sums[kSparseRows][V];
+  for (std::ptrdiff_t from = 0; from * kWordSteps < p.depth; from += kPass) {
+    for (std::ptrdiff_t i = 0; i < p.rows; i += 2) {
+      const std::ptrdiff_t rows[] = {order[i], order[i + 1 < p.rows ? i + 1 : i]};  // one left over is its own other
+      Lanes s[2][V] = {};
+      if (from > 0) {
+#pragma GCC unroll 8
+        for (std::ptrdiff_t v = 0; v < V; ++v) {
+          s[0][v] = sums[rows[0]][v];
+          s[1][v] = sums[rows[1]][v];
+        }
+      }
+      for (std::ptrdiff_t w = from; w < from + kPass; ++w) {
+        const T* const a = p.a + w * kWordSteps * p.a_step;
+        const T* const b = p.b + w * kWordSteps * p.b_step + column;
+        const T* const left[] = {a + rows[0] * p.a_row, a + rows[1] * p.a_row};
+        for (std::uint64_t word = steps[rows[0]].words[w] | steps[rows[1]].words[w]; word != 0; word &= word - 1) {
+          const std::ptrdiff_t k = __builtin_ctzll(word);
+          const T* const row = b + k * p.b_step;
+          Lanes right[V];  // all of them first, or g++ loads each twice
+#pragma GCC unroll 8
+          for (std::ptrdiff_t v = 0; v < V; ++v) right[v] = load_register(row + (v + 1 < V ? v * lanes : last));
+#pragma GCC unroll 2
+          for (std::ptrdiff_t r = 0; r < 2; ++r) {
+            const Lanes x = all<Lanes>(left[r][k * p.a_step]);
+#pragma GCC unroll 8
+            for (std::ptrdiff_t v = 0; v < V; ++v) s[r][v] = fused(x, right[v], s[r][v]);
+          }
+        }
+      }
+      if ((from + kPass) * kWordSteps < p.depth) {
+#pragma GCC unroll 8
+        for (std::ptrdiff_t v = 0; v < V; ++v) {
+          sums[rows[0]][v] = s[0][v];
+          sums[rows[1]][v] = s[1][v];
+        }
       } else {
-        for (std::ptrdiff_t l = known; l < lanes; ++l) to[l] = (first ? T(0) : to[l]) + own[l];
+        finish<V, T>(s[0], p.c + rows[0] * p.c_row + column, last, over, first);
+        if (rows[0] != rows[1]) finish<V, T>(s[1], p.c + rows[1] * p.c_row + column, last, over, first);
       }
     }
   }
 }
 
 template <class T>
-using SparseBlock = void (*)(const Product<T>&, const std::uint32_t (&)[kWords][kSparseRows], std::ptrdiff_t, bool);
+using SparseBlock = void (*)(const Product<T>&, const Steps (&)[kSparseRows], const std::ptrdiff_t (&)[kSparseRows],
+                             std::ptrdiff_t, bool);
 
 template <class T, std::ptrdiff_t... v>
 constexpr SparseBlock<T> sparse_block_of(std::ptrdiff_t vectors, std::integer_sequence<std::ptrdiff_t, v...>) {
@@ -162,12 +196,14 @@ void sparse_product(const Product<T>& p) noexcept {
       block.c += row * p.c_row;
       block.rows = p.rows - row < kSparseRows ? p.rows - row : kSparseRows;
       block.depth = p.depth - k < kProductSteps ? p.depth - k : kProductSteps;
-      std::uint32_t words[kWords][kSparseRows];
-      for (std::ptrdiff_t w = 0; w * kWordSteps < block.depth; ++w) find_nonzero(block, w * kWordSteps, words[w]);
+      Steps steps[kSparseRows];
+      find_nonzero(block, steps);
+      std::ptrdiff_t order[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+      if (p.a_step == 1) pair_up(steps, block.rows, order);  // else neighbours are columns of a, and alike
       for (std::ptrdiff_t i = 0, from = 0; i < parts; ++i) {
         const std::ptrdiff_t end = vectors * (i + 1) / parts;
         sparse_block_of<T>(end - from, std::make_integer_sequence<std::ptrdiff_t, kMostVectors>{})(
-            block, words, from * lanes, k == 0);
+            block, steps, order, from * lanes, k == 0 && !p.adds);
         from = end;
       }
     }

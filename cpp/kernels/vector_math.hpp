@@ -152,6 +152,15 @@ inline Vector<T> load_part(const T* p, std::ptrdiff_t n, T rest) {
   } else {
     return _mm512_mask_loadu_pd(v, first_lanes<T>(n), p);
   }
+#elif defined(__AVX2__)
+  const auto end = static_cast<int>(n < kLanesOf<T> ? n : kLanesOf<T>);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(end), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    return _mm256_blendv_ps(v, _mm256_maskload_ps(p, mask), _mm256_castsi256_ps(mask));
+  } else {
+    const __m256i mask = _mm256_cmpgt_epi64(_mm256_set1_epi64x(end), _mm256_setr_epi64x(0, 1, 2, 3));
+    return _mm256_blendv_pd(v, _mm256_maskload_pd(p, mask), _mm256_castsi256_pd(mask));
+  }
 #else
   for (std::ptrdiff_t l = 0; l < n && l < kLanesOf<T>; ++l) v[l] = p[l];
   return v;

@@ -17,10 +17,11 @@ WIDTHS = 1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 32, 33
 SHAPES = [(1 + i, 5, width) for i, width in enumerate(WIDTHS)]
 SHAPES += [(3, depth, 6) for depth in (1, 127, 128, 129, 300)] + [(0, 3, 2), (2, 0, 3), (3, 2, 0), (32, 140, 130)]
 SHAPES += [(130, 32, 40), (300, 5, 270)]  # more than a strip of rows and of columns
-SHAPES += [(5, 520, 130), (1, 385, 128), (7, 900, 150)]  # shared by their steps
+SHAPES += [(5, 520, 130), (1, 385, 128), (7, 900, 150), (40, 600, 70)]  # shared by their steps
 
 # An a of many zeros: odd numbers of rows, rests of steps and of columns
 SPARSE = [(3, 700, 33), (16, 300, 47), (40, 33, 100), (133, 40, 31), (33, 520, 130), (2, 260, 128), (70, 130, 8)]
+SPARSE += [(61, 520, 100), (257, 600, 20)]
 
 
 def _by_reference(a: Array, b: Array, bias: Array, grad: Array | None) -> Expected:
@@ -75,7 +76,7 @@ def _matmul_cases(dtype: Any, quick: bool) -> Iterator[Case]:
             grad = None
             if i >= len(SHAPES):
                 grad = None if kind == "special" else make((rows, columns))
-                a[rng.random(a.shape) < (0.75, 0.9, 0.99)[i % 3]] = rng.choice([0.0, -0.0])
+                a[rng.random(a.shape) < (0.5, 0.75, 0.9, 0.99)[i % 4]] = rng.choice([0.0, -0.0])
                 orders = ("CC", "FC")[(i + j) % 2]
             options = {"a": a, "b": b, "orders": orders, "values": kind, "start": i % 2}
             yield Case(

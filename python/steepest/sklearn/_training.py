@@ -19,7 +19,7 @@ from steepest.callbacks import Hooks
 from steepest.nn.layer import Array, Buffers
 from steepest.sklearn._callbacks import Tasks
 from steepest.sklearn._network import Network, Samples, SparseRows, linked, loss_of
-from steepest.train import PARALLEL_WORK, fixed_blas
+from steepest.train import fixed_blas
 
 
 class Training:
@@ -199,16 +199,13 @@ class Training:
     def _penalty(self, divisor: float) -> float:
         """(alpha / 2 |W|^2 + l1 |W|_1) / divisor, W being the weights, without the biases."""
         est, weights = self.estimator, self.network.weights
-        value = 0.5 * float(est.alpha) * self._square(weights) if est.alpha else 0.0
+        value = 0.0
+        if est.alpha:  # by threads of ours, for those of BLAS would stay awake on their cores
+            norm = _core.global_norm([weights])
+            value = 0.5 * float(est.alpha) * norm * norm
         if est.l1:
             value += float(est.l1) * float(np.abs(weights).sum(dtype=np.float64))
         return value / divisor if divisor else 0.0
-
-    def _square(self, weights: Array) -> float:
-        if self._work < PARALLEL_WORK:
-            return float(weights @ weights)
-        norm = _core.global_norm([weights])  # threads of BLAS would stay awake on the cores of ours
-        return norm * norm
 
     def _penalise(self, divisor: float) -> None:
         """Has the optimizer add the penalties' gradients."""
