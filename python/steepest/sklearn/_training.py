@@ -33,6 +33,7 @@ class Training:
     ) -> None:
         self.estimator, self.network, self.samples, self.validation = estimator, network, samples, validation
         self.model, self.history = network.model, estimator.history_
+        self._weights = network.weights
         for data in (samples, validation):
             if data is not None:
                 data.convert(self.model.dtype)
@@ -198,7 +199,7 @@ class Training:
 
     def _penalty(self, divisor: float) -> float:
         """(alpha / 2 |W|^2 + l1 |W|_1) / divisor, W being the weights, without the biases."""
-        est, weights = self.estimator, self.network.weights
+        est, weights = self.estimator, self._weights
         value = 0.0
         if est.alpha:  # by threads of ours, for those of BLAS would stay awake on their cores
             norm = _core.global_norm([weights])
