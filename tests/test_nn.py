@@ -558,6 +558,12 @@ def test_refusals() -> None:
         nn.Sequential([nn.Reshape((5, 3))], (4, 4))
     with pytest.raises(ValueError, match="shape: expected positive integers"):
         nn.Reshape((-1, 3))
+    with pytest.raises(TypeError, match="seed: expected an integer, got NoneType"):
+        nn.Sequential([nn.Dense(2)], 5, seed=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="seed: expected an integer >= 0, got -1"):
+        nn.Sequential([nn.Dense(2)], 5, seed=-1)
+    with pytest.raises(ValueError, match="grad: expected forward to be called before"):
+        nn.Sequential([nn.Dense(2), nn.Dropout(0.5)], 5).backward(np.ones((2, 2), np.float32))
     with pytest.raises(NotImplementedError, match="Layer has no forward"):
         nn.Sequential([nn.Layer()], 3).forward(np.ones((1, 3), np.float32))
 

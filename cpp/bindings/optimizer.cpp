@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 
 #include "../parallel.hpp"
 #include "gil.hpp"
@@ -243,11 +244,17 @@ void Optimizer::apply_schedules() {
 
 Span Optimizer::span(const Work& w) { return steepest::span(w.g, w.tensor->mask.keep); }
 
-void Optimizer::raise_nonfinite() const {
+bool Optimizer::stays_finite(const Work& w, double scale) {
+  const double norm = global_norm({span(w)});
+  if (w.tensor->p.is_double) return std::isfinite(norm * scale);
+  return std::isfinite(norm) && (scale <= 1 || norm * scale <= std::numeric_limits<float>::max());
+}
+
+void Optimizer::raise_nonfinite(double scale) const {
   std::string which = "the norm of the gradients is";
   for (const Work& w : work_) {
-    if (std::isfinite(global_norm({span(w)}))) continue;
-    which = "the gradient of " + w.tensor->name + " has a value that is";
+    if (stays_finite(w, scale)) continue;
+    which = "the gradient of " + w.tensor->name + (stays_finite(w, 1) ? ", scaled," : "") + " has a value that is";
     break;
   }
   PyErr_SetString(PyExc_FloatingPointError, (which + " not finite; nothing was changed").c_str());
@@ -288,17 +295,23 @@ void Optimizer::take(double grad_scale) {
     std::vector<Span> spans;
     for (const Work& w : work_) spans.push_back(span(w));
     norm = std::abs(grad_scale) * global_norm(spans);
-    if (nonfinite_ != Nonfinite::propagate && !std::isfinite(*norm)) {
-      release.reset();
-      if (nonfinite_ == Nonfinite::raise) raise_nonfinite();
-      last_norm_ = norm;
-      return;
-    }
   }
   double clip = 1;
   if (std::isfinite(max_norm_)) {
     clip = max_norm_ / (*norm + 1e-6);
     if (clip > 1) clip = 1;
+  }
+  // Where even the norm of all of them is in float32's range, no element leaves it.
+  if (nonfinite_ != Nonfinite::propagate && !(*norm * clip <= std::numeric_limits<float>::max())) {
+    const double scale = std::abs(grad_scale) * clip;
+    const bool is_finite = std::isfinite(*norm) && std::all_of(work_.begin(), work_.end(),
+                                                               [=](const Work& w) { return stays_finite(w, scale); });
+    if (!is_finite) {
+      release.reset();
+      if (nonfinite_ == Nonfinite::raise) raise_nonfinite(scale);
+      last_norm_ = norm;
+      return;
+    }
   }
   prepare(work_, grad_scale * clip);
   parallel::for_ranges(total, kBytesPerElement, [this](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {

@@ -12,8 +12,8 @@ Options of every optimizer, by name (`lr` to `maximize` also by group):
 - `maximize`: follows the gradient up.
 - `max_norm`: scales the gradients by min(1, max_norm / (norm + 1e-6)), norm being the 2-norm of all
   of them together; it is then `last_norm`.
-- `nonfinite`: what a gradient that is not finite does: `"propagate"`, `"skip"` the step, or `"raise"`
-  FloatingPointError; the latter two change nothing.
+- `nonfinite`: what a gradient that is not finite, or would not be when scaled, does: `"propagate"`, `"skip"`
+  the step, or `"raise"` FloatingPointError; the latter two change nothing.
 - `state_dtype`: how the state of float32 and bfloat16 arrays is kept: `"float32"`, `"bfloat16"` or `"8bit"`;
   None (default) as the parameter is. The rule computes in float32. Arrays under 4,096 elements keep float32
   state. Not for the variance of `RMSprop(centered=True)`, nor for float64 arrays.

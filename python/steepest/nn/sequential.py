@@ -36,6 +36,14 @@ def _shape(input_shape: int | Sequence[int]) -> Shape:
     return shape
 
 
+def _seed(seed: Any) -> int:
+    if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
+        raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
+    if seed < 0:
+        raise ValueError(f"seed: expected an integer >= 0, got {seed}")
+    return int(seed)
+
+
 class Sequential:
     """Layers applied one after the other; built at once, with seeded initial parameters.
 
@@ -72,7 +80,7 @@ class Sequential:
     ) -> None:
         self.layers = list(layers)
         self.input_shape = _shape(input_shape)
-        self.seed = seed
+        self.seed = _seed(seed)
         self.dtype = np.dtype(dtype).newbyteorder("=")
         if self.dtype not in (np.float32, np.float64):
             raise TypeError(f"dtype: expected float32 or float64, got {self.dtype}")
@@ -139,6 +147,7 @@ class Sequential:
             layer.needs_input_gradient = index > first
         self._backward = [layer.backward for layer in reversed(self.layers[first:])]
         self._chain, self._is_chained = self._make_chain(first), False
+        self._has_run = False
 
     def _make_chain(self, first: int) -> _core.Chain | None:
         """All layers compiled into one, if they are dense ones with their activations; from `first` on they train."""
@@ -209,6 +218,7 @@ class Sequential:
             return self._chain.forward(x)  # type: ignore[union-attr]
         for layer in self.layers:
             x = layer.forward(x, train)
+        self._has_run = True
         return x
 
     def takes_sparse(self, rows: int) -> bool:
@@ -244,12 +254,15 @@ class Sequential:
     def backward(self, grad: Array) -> Array | None:
         """Fills `grads`, given the gradient of the last outputs, which it may overwrite.
 
-        Stops at the first layer that trains, which does not compute its input's gradient.
+        Stops at the first layer that trains, which does not compute its input's gradient. ValueError if
+        `forward` was not called before.
         """
         gradient: Array | None = grad if well_formed(grad, self.dtype) else self._converted("grad", grad)
         if self._is_chained:
             self._chain.backward(gradient)  # type: ignore[union-attr, arg-type]
             return None
+        if not self._has_run:
+            raise ValueError("grad: expected forward to be called before")
         for backward in self._backward:
             gradient = backward(gradient)  # type: ignore[arg-type]
         return gradient
