@@ -314,7 +314,8 @@ void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) noexcept {
     if (job.units > 0) job.run(job.context, 0, job.units);
     return;
   }
-  const std::ptrdiff_t share = bytes / (kBlocksPerThread * threads());
+  const std::ptrdiff_t all_threads = threads();  // another thread may change it
+  const std::ptrdiff_t share = bytes / (kBlocksPerThread * all_threads);
   job.block = std::clamp(share, kMinBlockBytes, kMaxBlockBytes) / std::max<std::ptrdiff_t>(bytes_per_unit, 1);
   job.block = std::max<std::ptrdiff_t>(job.block, 1);
   const std::int64_t begin = now();
@@ -324,12 +325,12 @@ void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) noexcept {
     job.block = shared_block;
   } else if (!is_timed || bytes < parallel_bytes(is_brisk, begin)) {
     job.block = std::max<std::ptrdiff_t>(job.units, 1);
-  } else if (const std::ptrdiff_t blocks = blocks_of(job); blocks > threads()) {  // as many for each, if they can be
-    const std::ptrdiff_t even = blocks / threads() * threads(), larger = (job.units + even - 1) / even;
+  } else if (blocks_of(job) > all_threads) {  // as many blocks for each, if they can be
+    const std::ptrdiff_t even = blocks_of(job) / all_threads * all_threads, larger = (job.units + even - 1) / even;
     if ((job.units + larger - 1) / larger == even) job.block = larger;
   }
   job.block = std::max(job.block, job.units / kMaxBlocks + 1);
-  const int team = static_cast<int>(std::min<std::ptrdiff_t>(threads(), blocks_of(job)));
+  const int team = static_cast<int>(std::min(all_threads, blocks_of(job)));
   if (team <= 1 || (engine() == Engine::openmp && !openmp_can_run()) || settings.busy.exchange(true)) {
     for (std::ptrdiff_t b = 0; b < blocks_of(job); ++b) run_block(job, b, 0);
   } else {

@@ -422,7 +422,7 @@ def test_grad_scale_that_is_no_finite_number(scale: Any, error: type[Exception])
 @pytest.mark.parametrize("scale", [1.0, 0.5, -4.0])
 @pytest.mark.parametrize("max_norm", [0.1, 3.0, 1e9])
 @both_dtypes
-def test_max_norm_unscaled_all_groups_together(dtype: Any, max_norm: float, scale: float) -> None:
+def test_max_norm_clips_all_groups_together(dtype: Any, max_norm: float, scale: float) -> None:
     params, grads = make_arrays(dtype), make_arrays(dtype, seed=1)
     starts = [p.copy(order="K") for p in params]
     opt = sp.SGD([{"params": params[:2]}, {"params": params[2:], "maximize": True}], lr=1.0, max_norm=max_norm)
@@ -444,7 +444,7 @@ def test_max_norm_leaves_out_what_has_no_gradient() -> None:
     assert opt.last_norm == 0.0 and opt.steps == 2
 
 
-def test_max_value_unscaled_after_the_scale_and_before_the_penalties() -> None:
+def test_max_value_clips_after_the_scale_and_before_the_penalties() -> None:
     w = np.array([1.0, 1.0, -1.0])
     sp.SGD(w, lr=1.0, max_value=2.0, weight_decay=0.5, l1=0.25).step(np.array([1.0, -0.25, 0.5]), 4.0)
     np.testing.assert_array_equal(w, [1 - 2 - 0.75, 1 + 1 - 0.75, -1 - 2 + 0.75])
@@ -486,6 +486,18 @@ def test_large_finite_gradients_are_finite() -> None:
         np.testing.assert_allclose(w, 1 - math.sqrt(0.5), rtol=1e-6)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("grad_scale", [0.0, -2.0])
+@pytest.mark.parametrize("max_norm", [None, 1.0])
+def test_the_gradient_that_is_not_finite_is_named(max_norm: float | None, grad_scale: float, bad: float) -> None:
+    params: dict[str, Array] = {"a": np.ones(2, np.float32), "b": np.ones(2), "c": np.ones(2, np.float32)}
+    opt = sp.SGD(params, lr=1.0, max_norm=max_norm, nonfinite="raise")
+    for name in params:
+        grads = {key: np.array([1, bad if key == name else 1], p.dtype) for key, p in params.items()}
+        with refused(opt, FloatingPointError, f"the gradient of params['{name}'] has a value that is not finite"):
+            opt.step(grads, grad_scale=grad_scale)
+
+
 def test_gradients_that_overflow_when_scaled_are_not_finite() -> None:
     p, q, grad = np.ones(2, np.float32), np.ones(2), np.array([1e20, 2], np.float32)
     opt = sp.SGD({"p": p, "q": q}, lr=1.0, nonfinite="raise")
@@ -497,7 +509,11 @@ def test_gradients_that_overflow_when_scaled_are_not_finite() -> None:
     assert (p == 1).all() and (q == 1 - 1e300).all()
     unscaled = sp.SGD(p, lr=1e-38, nonfinite="skip")
     unscaled.step(np.full(2, 3e38, np.float32))  # finite, though its norm is not in the range of float32
-    assert unscaled.steps == 1 and (p < 0).all()
+    unscaled.step(np.full(2, 1e38, np.float32), grad_scale=3.0)  # nor is this one's
+    assert unscaled.steps == 2 and (p < -4).all()
+    with_mask = sp.SGD(p, lr=1e-38, nonfinite="raise")
+    with_mask.set_masks(np.array([False, True]))
+    with_mask.step(grad, grad_scale=1e20)  # what is masked counts nothing
     skips = sp.SGD(p, nonfinite="skip")
     skips.step(grad, grad_scale=1e20)
     assert skips.steps == 0 and skips.last_norm == pytest.approx(1e40)

@@ -1,4 +1,6 @@
 // Dense layers in a row, each with its activation: forward and backward in one call each.
+#include <new>
+
 #include "module.hpp"
 #include "sparse.hpp"
 
@@ -19,12 +21,12 @@ bool has_shape(const py::array& array, std::ptrdiff_t rows, std::ptrdiff_t colum
   return array.ndim() == 2 && array.shape(0) == rows && array.shape(1) == columns;
 }
 
-// An array that begins with a cache line.
+// An array that begins with a cache line, of memory that nobody can resize.
 py::array aligned(const py::dtype& dtype, std::ptrdiff_t rows, std::ptrdiff_t columns) {
-  constexpr std::ptrdiff_t line = 64;
-  const py::array_t<std::uint8_t> bytes(rows * columns * dtype.itemsize() + line - 1);
-  const auto begin = (reinterpret_cast<std::uintptr_t>(bytes.data()) + line - 1) / line * line;
-  return {dtype, {rows, columns}, reinterpret_cast<const void*>(begin), bytes};
+  constexpr std::align_val_t line{64};
+  void* const memory = ::operator new(static_cast<std::size_t>(rows * columns * dtype.itemsize()), line);
+  const py::capsule owner(memory, [](void* p) { ::operator delete(p, std::align_val_t{64}); });
+  return {dtype, {rows, columns}, memory, owner};
 }
 
 // Makes `part` the first rows of `all`, which is made larger where it must be.

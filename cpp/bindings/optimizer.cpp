@@ -245,18 +245,27 @@ void Optimizer::apply_schedules() {
 Span Optimizer::span(const Work& w) { return steepest::span(w.g, w.tensor->mask.keep); }
 
 bool Optimizer::stays_finite(const Work& w, double scale) {
-  const double norm = global_norm({span(w)});
-  if (w.tensor->p.is_double) return std::isfinite(norm * scale);
-  return std::isfinite(norm) && (scale <= 1 || norm * scale <= std::numeric_limits<float>::max());
+  const Span g = span(w);
+  const double norm = global_norm({g});
+  if (g.is_double) return std::isfinite(norm * scale);
+  if (!std::isfinite(norm) || norm * scale <= std::numeric_limits<float>::max()) return std::isfinite(norm);
+  for (std::ptrdiff_t i = 0; i < g.size; ++i) {
+    const Span element{static_cast<const char*>(g.data) + i * (g.is_bfloat16 ? 2 : 4), 1, false, g.is_bfloat16};
+    const bool counts = g.mask == nullptr || g.mask[i] != 0;
+    if (counts && global_norm({element}) * scale >= 0x1.ffffffp127) return false;  // which rounds to infinity
+  }
+  return true;
 }
 
 void Optimizer::raise_nonfinite(double scale) const {
   std::string which = "the norm of the gradients is";
-  for (const Work& w : work_) {
-    if (stays_finite(w, scale)) continue;
-    which = "the gradient of " + w.tensor->name + (stays_finite(w, 1) ? ", scaled," : "") + " has a value that is";
-    break;
-  }
+  const auto name = [&](double by, const char* how) {
+    const auto at = std::find_if(work_.begin(), work_.end(), [=](const Work& w) { return !stays_finite(w, by); });
+    if (at == work_.end()) return false;
+    which = "the gradient of " + at->tensor->name + how + " has a value that is";
+    return true;
+  };
+  if (!name(1, "")) name(scale, ", scaled,");
   PyErr_SetString(PyExc_FloatingPointError, (which + " not finite; nothing was changed").c_str());
   throw py::error_already_set();
 }

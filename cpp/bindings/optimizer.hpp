@@ -188,7 +188,7 @@ class Optimizer {
   void read_state(std::size_t i, py::handle saved, Use use, Progress& progress, Mask& mask,
                   std::vector<View>& arrays) const;
   void pin_outputs();
-  // Whether the gradient is finite, and stays so when it is multiplied: its norm then is in its dtype's range.
+  // Whether the gradient is finite, and stays so when it is multiplied.
   static bool stays_finite(const Work& w, double scale);
   [[noreturn]] void raise_nonfinite(double scale) const;
 

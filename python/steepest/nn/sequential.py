@@ -94,7 +94,7 @@ class Sequential:
 
     def _assemble(self) -> None:
         """Joins the layers and lays their parameters out."""
-        self._buffer = Buffers(self.dtype)
+        self._buffer, self._has_run = Buffers(self.dtype), False
         self._shapes: list[Shape] = []
         shape = self.input_shape
         for index, layer in enumerate(self.layers):
@@ -147,7 +147,6 @@ class Sequential:
             layer.needs_input_gradient = index > first
         self._backward = [layer.backward for layer in reversed(self.layers[first:])]
         self._chain, self._is_chained = self._make_chain(first), False
-        self._has_run = False
 
     def _make_chain(self, first: int) -> _core.Chain | None:
         """All layers compiled into one, if they are dense ones with their activations; from `first` on they train."""
