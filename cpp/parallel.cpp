@@ -102,7 +102,7 @@ class Pool {
     blocks_.store(blocks);
     team_.store(std::min(team, workers_.load() + 1));
     core_.store(core());
-    const bool brisk = job.pace == Pace::brisk || is_brisk(now());
+    const bool brisk = job.pace == Pace::brisk;
     brisk_.store(brisk);
     done_.store(0);
     ticket_.store({number, 0, 0});
@@ -202,8 +202,8 @@ Pool* const pool = new (pool_memory) Pool;
 
 // From how many bytes on two threads pay, by how long ago they last had to do: it is beside other work where that took
 // longer.
-std::ptrdiff_t parallel_bytes(bool is_brisk, std::int64_t at) {
-  if (is_brisk && engine() == Engine::pool) return kBriskBytes;
+std::ptrdiff_t parallel_bytes(Pace pace, std::int64_t at) {
+  if (pace == Pace::brisk && engine() == Engine::pool) return kBriskBytes;
   const std::int64_t end = settings.last_end.load(), announced = settings.announced.load();
   const std::int64_t pause = (announced > end ? announced : at) - end;
   if (pause < std::chrono::nanoseconds(kSpin).count() || pool->is_awake()) return kSpinBytes;
@@ -319,11 +319,11 @@ void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) noexcept {
   job.block = std::clamp(share, kMinBlockBytes, kMaxBlockBytes) / std::max<std::ptrdiff_t>(bytes_per_unit, 1);
   job.block = std::max<std::ptrdiff_t>(job.block, 1);
   const std::int64_t begin = now();
-  const bool is_brisk = job.pace == Pace::brisk || pool->is_brisk(begin);
-  const bool is_timed = bytes >= (is_brisk ? kBriskBytes : kSpinBytes);
+  if (pool->is_brisk(begin)) job.pace = Pace::brisk;
+  const bool is_timed = bytes >= (job.pace == Pace::brisk ? kBriskBytes : kSpinBytes);
   if (shared_block > 0) {
     job.block = shared_block;
-  } else if (!is_timed || bytes < parallel_bytes(is_brisk, begin)) {
+  } else if (!is_timed || bytes < parallel_bytes(job.pace, begin)) {
     job.block = std::max<std::ptrdiff_t>(job.units, 1);
   } else if (blocks_of(job) > all_threads) {  // as many blocks for each, if they can be
     const std::ptrdiff_t even = blocks_of(job) / all_threads * all_threads, larger = (job.units + even - 1) / even;

@@ -25,7 +25,7 @@ bool has_shape(const py::array& array, std::ptrdiff_t rows, std::ptrdiff_t colum
 py::array aligned(const py::dtype& dtype, std::ptrdiff_t rows, std::ptrdiff_t columns) {
   constexpr std::align_val_t line{64};
   void* const memory = ::operator new(static_cast<std::size_t>(rows * columns * dtype.itemsize()), line);
-  const py::capsule owner(memory, [](void* p) { ::operator delete(p, std::align_val_t{64}); });
+  const py::capsule owner(memory, [](void* p) { ::operator delete(p, line); });
   return {dtype, {rows, columns}, memory, owner};
 }
 

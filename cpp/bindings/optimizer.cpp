@@ -248,7 +248,8 @@ bool Optimizer::stays_finite(const Work& w, double scale) {
   const Span g = span(w);
   const double norm = global_norm({g});
   if (g.is_double) return std::isfinite(norm * scale);
-  if (!std::isfinite(norm) || norm * scale <= std::numeric_limits<float>::max()) return std::isfinite(norm);
+  if (!std::isfinite(norm)) return false;
+  if (norm * scale <= std::numeric_limits<float>::max()) return true;
   for (std::ptrdiff_t i = 0; i < g.size; ++i) {
     const Span element{static_cast<const char*>(g.data) + i * (g.is_bfloat16 ? 2 : 4), 1, false, g.is_bfloat16};
     const bool counts = g.mask == nullptr || g.mask[i] != 0;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -68,14 +68,20 @@ def check_option(name: str, value: Any, dtypes: Iterable[np.dtype[Any]]) -> Any:
     return bool(value)
 
 
+def check_integer(name: str, value: Any, expected: str = "an integer") -> int:
+    """The value as an int, if it is an integer and no bool; TypeError otherwise."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    return int(value)
+
+
 def check_seed(seed: Any) -> int | None:
     if seed is None:
         return None
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
-        raise TypeError(f"seed: expected an integer or None, got {type(seed).__name__}")
-    if not 0 <= seed < 2**32:
+    number = check_integer("seed", seed, "an integer or None")
+    if not 0 <= number < 2**32:
         raise ValueError(f"seed: expected an integer from 0 to 2**32 - 1, got {seed}")
-    return int(seed)
+    return number
 
 
 def container(params: Any) -> Any:

@@ -109,7 +109,6 @@ class Scorer:
             end = len(outputs)
             rows = max(end, CAPACITY // max(1, math.prod(outputs.shape[1:])))
             # New arrays, since what was judged may be views of the last.
-            # Others than before, which the parts may hold on to
             self._outputs = np.empty((rows, *outputs.shape[1:]), outputs.dtype)
             self._targets = np.empty((rows, *targets.shape[1:]), targets.dtype)
         part = slice(self._count, end)

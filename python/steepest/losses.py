@@ -10,12 +10,13 @@ TypeError names a wrong dtype, ValueError what else is wrong, and nothing is cha
 
 from __future__ import annotations
 
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 from numpy.typing import NDArray
 
 from steepest import _core
+from steepest._arguments import check_integer
 
 
 def _is_mean(reduction: str) -> bool:
@@ -142,9 +143,7 @@ def softmax_cross_entropy(
     """
     if not isinstance(label_smoothing, Real):
         raise TypeError(f"label_smoothing: expected a number, got {type(label_smoothing).__name__}")
-    if ignore_index is not None and (not isinstance(ignore_index, Integral) or isinstance(ignore_index, bool)):
-        raise TypeError(f"ignore_index: expected an integer, got {type(ignore_index).__name__}")
-    if ignore_index is not None and not -(2**63) <= ignore_index < 2**63:
+    if ignore_index is not None and not -(2**63) <= check_integer("ignore_index", ignore_index) < 2**63:
         raise ValueError(f"ignore_index: expected a number in the range of int64, got {ignore_index}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing: expected a number in [0, 1), got {label_smoothing!r}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from steepest import _core
+from steepest._arguments import check_integer
 from steepest.optim import Adam, Optimizer
 
 
@@ -48,9 +49,7 @@ def minimize(
         >>> result.converged, result.value < 1e-12
         (True, True)
     """
-    if not isinstance(steps, Integral) or isinstance(steps, bool):
-        raise TypeError(f"steps: expected an integer, got {type(steps).__name__}")
-    if steps < 0:
+    if check_integer("steps", steps) < 0:
         raise ValueError(f"steps: expected a number >= 0, got {steps!r}")
     if not isinstance(tol, Real):
         raise TypeError(f"tol: expected a number, got {type(tol).__name__}")

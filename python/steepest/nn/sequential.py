@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from steepest import _core
+from steepest._arguments import check_integer
 from steepest.nn import activations, convolution, init, layers, pooling
 from steepest.nn.activations import Activation
 from steepest.nn.layer import Array, Buffers, Layer, Shape, well_formed
@@ -37,11 +38,10 @@ def _shape(input_shape: int | Sequence[int]) -> Shape:
 
 
 def _seed(seed: Any) -> int:
-    if not isinstance(seed, int | np.integer) or isinstance(seed, bool):
-        raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
-    if seed < 0:
+    number = check_integer("seed", seed)
+    if number < 0:
         raise ValueError(f"seed: expected an integer >= 0, got {seed}")
-    return int(seed)
+    return number
 
 
 class Sequential:

@@ -43,7 +43,6 @@ class Training:
         self.loss = loss_of(estimator.out_activation_, estimator.n_outputs_)
         is_whole = estimator.solver == "lbfgs"
         self.batch_size = len(samples) if is_whole else _batch_size(estimator.batch_size, len(samples))
-        self._work = self.model.multiplications * self.batch_size
         self._tasks, self._open = tasks, False
         self._divisor: float | None = None
         self._order = np.arange(len(samples))
@@ -62,7 +61,7 @@ class Training:
     def running(self, *, begins: bool = True, ends: bool = True) -> Iterator[None]:
         """Around the epochs: threads of BLAS as in `Trainer`, and the callbacks' first and last hooks."""
         try:
-            with fixed_blas(self._work):
+            with fixed_blas(self.model.multiplications * self.batch_size):
                 if begins:
                     self._hooks.begin()
                 try:
@@ -230,8 +229,7 @@ class Training:
             loss, part = self._backpropagate(*self.samples.take(rows))
             total += loss * part / whole
             gradient += self.model.grads * (self.loss.gradient * part / whole)
-        weights = self.network.weights
-        gradient[: weights.size] += weights * (float(self.estimator.alpha) / whole)
+        gradient[: self._weights.size] += self._weights * (float(self.estimator.alpha) / whole)
         return total + self._penalty(whole), gradient
 
     def _validate(self, logs: dict[str, float]) -> None:
