@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from typing import Any
 
@@ -95,6 +96,122 @@ def test_large_products_of_mostly_zeros_are_our_own(chained: bool, monkeypatch: 
     assert runs[0] == runs[1]
     model.forward(np.ones_like(x), train=True)
     assert not model._is_chained and not model.layers[0]._is_small  # type: ignore[attr-defined]
+
+
+LOSSES = {"softmax_cross_entropy": np.int16, **dict.fromkeys(["mse", "mae", "huber", "binary_cross_entropy"])}
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_one_call_gives_the_loss_and_gradients_of_three(loss: str, dtype: Any, threads: int) -> None:
+    ours, theirs = pair(MODELS["more inputs than units"], 300, dtype)
+    sp.set_num_threads(threads)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(90, 300)).astype(dtype)
+    x[::2, 70:] = 0  # batches of mostly zeros, and others
+    y = rng.random((90, CLASSES)).astype(dtype) if LOSSES[loss] is None else np.arange(90, dtype=LOSSES[loss]) % CLASSES
+    function = getattr(sp.losses, loss)
+    run = ours.backpropagation(function, x, y)
+    assert run is not None and theirs.backpropagation(function, x, y) is None
+    for rows in (np.arange(40), slice(33), np.arange(0, 90, 2), rng.permutation(90), np.arange(1, 60, 2), slice(3, 3)):
+        ours.grads.fill(np.nan)
+        value, outputs, targets = run(rows)  # type: ignore[misc]
+        expected = theirs.forward(x[rows], train=True)
+        assert outputs.tobytes() == expected.tobytes() and targets.tobytes() == y[rows].tobytes()
+        expected_value, gradient = function(expected, y[rows])
+        theirs.backward(gradient)
+        assert value == expected_value and ours.grads.tobytes() == theirs.grads.tobytes()
+
+
+def test_one_call_is_only_for_what_is_all_compiled() -> None:
+    model = nn.Sequential([nn.Dense(4), nn.ReLU(), nn.Dense(3)], 5)
+    x, labels, y = np.ones((8, 5), np.float32), np.zeros(8, int), np.zeros((8, 3), np.float32)
+    cross_entropy, mse = sp.losses.softmax_cross_entropy, sp.losses.mse
+    assert model.backpropagation(cross_entropy, x, labels) and model.backpropagation(cross_entropy, x, y)
+
+    class Halved(nn.Sequential):
+        def forward(self, x: Any, train: bool = False) -> Any:
+            return super().forward(x, train) / 2
+
+    halved = Halved([nn.Dense(3)], 5)
+    for other in (
+        halved.backpropagation(mse, x, y),
+        model.backpropagation(lambda outputs, targets, **options: mse(outputs, targets, **options), x, y),
+        model.backpropagation(mse, x.astype(np.float64), y),
+        model.backpropagation(mse, np.asfortranarray(x), y),
+        model.backpropagation(mse, x[:, :4], y),
+        model.backpropagation(mse, x, labels),
+        model.backpropagation(cross_entropy, x, y.astype(int)),
+        model.backpropagation(cross_entropy, x, labels[::2]),
+        model.backpropagation(cross_entropy, x, labels.astype(">i8")),
+    ):
+        assert other is None
+
+
+def test_many_dense_rows_are_left_to_numpy() -> None:
+    model = nn.Sequential([nn.Dense(4), nn.ReLU(), nn.Dense(2)], 30)
+    model._chain_rows = 10
+    x, y = np.ones((40, 30), np.float32), np.zeros((40, 2), np.float32)
+    x[20:, 3:] = 0
+    run = model.backpropagation(sp.losses.mse, x, y)
+    assert run is not None
+    model.grads.fill(7)
+    assert run(slice(11)) is None and run(np.arange(11)) is None
+    assert (model.grads == 7).all()
+    assert run(slice(10)) and run(np.arange(20, 40))
+
+
+def test_a_loss_that_is_not_finite_leaves_the_gradients() -> None:
+    model = nn.Sequential([nn.Dense(2)], 3)
+    x, y = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
+    x[2, 1] = np.nan
+    run = model.backpropagation(sp.losses.mse, x, y)
+    assert run is not None
+    model.grads.fill(7)
+    assert np.isnan(run(np.arange(4))[0])  # type: ignore[index]
+    assert (model.grads == 7).all()
+    assert np.isfinite(run(np.array([0, 1, 3]))[0])  # type: ignore[index]
+    assert (model.grads != 7).all()
+
+
+def test_rows_and_targets_that_do_not_fit_are_refused() -> None:
+    model = nn.Sequential([nn.Dense(2)], 3)
+    x, labels = np.ones((4, 3), np.float32), np.array([0, 1, 0, 2])
+    run = model.backpropagation(sp.losses.softmax_cross_entropy, x, labels)
+    assert run is not None
+    for rows, message in ((np.array([4]), "^rows: "), (np.array([-1]), "^rows: "), (np.arange(4), "^labels: .*got 2")):
+        with pytest.raises(ValueError, match=message):
+            run(rows)
+    assert run(np.arange(3)) is not None
+    for y in (np.zeros((4, 3), np.float32), np.zeros((3, 2), np.float32)):
+        run = model.backpropagation(sp.losses.mse, x, y)
+        assert run is not None
+        with pytest.raises(ValueError, match=r"^(target|rows): "):
+            run(np.arange(4))
+    with pytest.raises(ValueError, match=r"^loss: .*'hinge'"):
+        _core.Backpropagation(chain(), x, labels, "hinge", 1)
+    with pytest.raises(ValueError, match=r"^rows: "):
+        _core.Backpropagation(chain(), np.ones(()), labels, "mse", 1)(np.arange(1))
+    with pytest.raises(RuntimeError):
+        _core.Backpropagation(model, x, labels, "mse", 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{}, {"shuffle": False}, {"accumulate": 3}, {"batch_size": None}])
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_training_by_one_call_gives_the_same_bits(outputs: int, options: dict[str, Any]) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(300, 8)).astype(np.float32), rng.random(300) < 0.4
+    loss = sp.losses.softmax_cross_entropy
+    if outputs == 1:
+        y, loss = y.astype(np.float32), sp.losses.binary_cross_entropy  # type: ignore[assignment]
+    runs = []
+    for function in (loss, functools.partial(loss)):  # which is not among those known by name
+        model = nn.Sequential([nn.Dense(16), nn.ReLU(), nn.Dense(outputs)], 8)
+        trainer = Trainer(model, function, sp.Adam(model.param_groups()), {"mean": lambda y, p: float(np.mean(y))})
+        history = trainer.fit(x, y, epochs=3, validation_split=0.3, verbose=False, **options).history
+        runs.append((history, model.params.tobytes()))
+    assert runs[0] == runs[1]
 
 
 def csr(x: Any) -> tuple[Any, Any, Any]:

@@ -57,26 +57,42 @@ double elementwise(typename LossKernels<T>::Elementwise kernel, std::ptrdiff_t b
 template <class T>
 using KernelOf = typename LossKernels<T>::Elementwise LossKernels<T>::*;
 
-py::tuple call_elementwise(KernelOf<float> f32, KernelOf<double> f64, std::ptrdiff_t bytes, const char* x_name,
-                           const py::object& prediction, const py::object& target, bool mean,
-                           const py::object& sample_weight, const py::object& out, double delta) {
-  const View x = view(prediction, x_name, Use::read);
+// A loss of elements by its name, and what it calls its first argument.
+struct Elementwise {
+  const char *name, *prediction;
+  KernelOf<float> f32;
+  KernelOf<double> f64;
+  std::ptrdiff_t bytes;
+};
+
+constexpr Elementwise kElementwise[] = {
+    {"mse", "prediction", &LossKernels<float>::mse, &LossKernels<double>::mse, kErrorBytes},
+    {"mae", "prediction", &LossKernels<float>::mae, &LossKernels<double>::mae, kErrorBytes},
+    {"huber", "prediction", &LossKernels<float>::huber, &LossKernels<double>::huber, kErrorBytes},
+    {"binary_cross_entropy", "logits", &LossKernels<float>::binary_cross_entropy,
+     &LossKernels<double>::binary_cross_entropy, kBinaryBytes}};
+
+std::pair<double, py::array> call_elementwise(const Elementwise& loss, const py::object& prediction,
+                                              const py::object& target, bool mean, const py::object& sample_weight,
+                                              const py::object& out, double delta) {
+  const View x = view(prediction, loss.prediction, Use::read);
   const View y = view(target, "target", Use::read);
-  check_c_order(x, x_name);
+  check_c_order(x, loss.prediction);
   check_dtype(y, "target", x.is_double);
   check_shape(y, "target", shape_of(x.array));
   check_c_order(y, "target");
   const Weights w = weights_for(x, sample_weight, x.array.ndim());
   const View g = gradient_for(x, out);
-  if (g.data != x.data) check_apart(g, "out", x, x_name);
+  if (g.data != x.data) check_apart(g, "out", x, loss.prediction);
   check_apart(g, "out", y, "target");
   if (w.view) check_apart(g, "out", *w.view, "sample_weight");
   const py::array none;
-  const double loss = without_gil(x.size * bytes, {&x.array, &y.array, &g.array, w.view ? &w.view->array : &none}, [&] {
-    return x.is_double ? elementwise<double>(losses<double>().*f64, bytes, x, y, w, g, mean, delta)
-                       : elementwise<float>(losses<float>().*f32, bytes, x, y, w, g, mean, delta);
+  const std::vector<const py::array*> arrays = {&x.array, &y.array, &g.array, w.view ? &w.view->array : &none};
+  const double value = without_gil(x.size * loss.bytes, arrays, [&] {
+    return x.is_double ? elementwise<double>(losses<double>().*loss.f64, loss.bytes, x, y, w, g, mean, delta)
+                       : elementwise<float>(losses<float>().*loss.f32, loss.bytes, x, y, w, g, mean, delta);
   });
-  return py::make_tuple(loss, g.array);
+  return {value, g.array};
 }
 
 double call_global_norm(const py::iterable& arrays) {
@@ -117,16 +133,6 @@ void register_function(py::module_& m, const char* name, Function<float> f32, Fu
       py::arg("x"));
 }
 
-void register_elementwise(py::module_& m, const char* name, const char* x_name, KernelOf<float> f32,
-                          KernelOf<double> f64, std::ptrdiff_t bytes) {
-  m.def(
-      name,
-      [=](const py::object& x, const py::object& target, bool mean, const py::object& weight, const py::object& out,
-          double delta) { return call_elementwise(f32, f64, bytes, x_name, x, target, mean, weight, out, delta); },
-      py::arg(x_name), py::arg("target"), py::arg("mean"), py::arg("sample_weight"), py::arg("out"),
-      py::arg("delta") = 0.0);
-}
-
 }  // namespace
 
 View gradient_for(const View& input, const py::object& out) {
@@ -157,14 +163,29 @@ Weights weights_for(const View& input, const py::object& sample_weight, py::ssiz
   return {w, w.size == 0 ? 1 : input.size / w.size};
 }
 
+Loss loss_named(const std::string& name) {
+  if (name == "softmax_cross_entropy") return mean_softmax_cross_entropy;
+  for (const Elementwise& loss : kElementwise) {
+    if (name != loss.name) continue;
+    return [&loss](const py::array& outputs, const py::array& targets, const py::array& out) {
+      return call_elementwise(loss, outputs, targets, true, py::none(), out, 1.0).first;
+    };
+  }
+  throw py::value_error("loss: expected the name of one, got '" + name + "'");
+}
+
 void register_losses(py::module_& m) {
   using F = LossKernels<float>;
   using D = LossKernels<double>;
-  register_elementwise(m, "mse", "prediction", &F::mse, &D::mse, kErrorBytes);
-  register_elementwise(m, "mae", "prediction", &F::mae, &D::mae, kErrorBytes);
-  register_elementwise(m, "huber", "prediction", &F::huber, &D::huber, kErrorBytes);
-  register_elementwise(m, "binary_cross_entropy", "logits", &F::binary_cross_entropy, &D::binary_cross_entropy,
-                       kBinaryBytes);
+  for (const Elementwise& loss : kElementwise) {
+    m.def(
+        loss.name,
+        [&loss](const py::object& x, const py::object& target, bool mean, const py::object& weight,
+                const py::object& out,
+                double delta) { return call_elementwise(loss, x, target, mean, weight, out, delta); },
+        py::arg(loss.prediction), py::arg("target"), py::arg("mean"), py::arg("sample_weight"), py::arg("out"),
+        py::arg("delta") = 0.0);
+  }
   m.def("global_norm", call_global_norm, py::arg("arrays"),
         "The 2-norm of all elements of float32 and float64 arrays together, as a float.\n\n"
         "The same bits with any ISA and any number of threads; neither overflows nor underflows unless the norm "

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -40,6 +41,11 @@ struct Weights {
 
 // Finite and >= 0, for at most so many leading axes
 Weights weights_for(const View& input, const py::object& sample_weight, py::ssize_t max_axes);
+
+// The mean loss of outputs, whose gradient goes to `out`: by the names of `steepest.losses`, with the defaults there.
+using Loss = std::function<double(const py::array& outputs, const py::array& targets, const py::array& out)>;
+Loss loss_named(const std::string& name);
+double mean_softmax_cross_entropy(const py::array& logits, const py::array& labels, const py::array& out);
 
 // What a sum is multiplied with: 1, or one over the number (or the weight) of what is summed; 0 where there is nothing.
 inline double scale_for(bool mean, double total) { return !mean ? 1 : total > 0 ? 1 / total : 0; }

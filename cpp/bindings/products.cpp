@@ -45,14 +45,6 @@ struct Operands {
   void run() const { a.is_double ? multiply(product_of<double>(a, b, out)) : multiply(product_of<float>(a, b, out)); }
 };
 
-bool call_is_mostly_zero(const py::object& object) {
-  const View x = matrix(object, "x", Use::read);
-  const Strides s(x);
-  const std::ptrdiff_t rows = x.array.shape(0), depth = x.array.shape(1);
-  return x.is_double ? is_mostly_zero(x.as<const double>(), s.row, s.column, rows, depth)
-                     : is_mostly_zero(x.as<const float>(), s.row, s.column, rows, depth);
-}
-
 void call_matmul(const py::object& a, const py::object& b, const py::object& out) {
   const Operands p(a, "a", b, "b", out, "out");
   const Released released(p.multiplications(), {p.a.array, p.b.array, p.out.array});
@@ -102,8 +94,15 @@ void call_dense_gradients(const py::object& x, const py::object& grad, const py:
 
 }  // namespace
 
+bool is_mostly_zero(const View& x) {
+  const Strides s(x);
+  const std::ptrdiff_t rows = x.array.shape(0), depth = x.array.shape(1);
+  return x.is_double ? is_mostly_zero(x.as<const double>(), s.row, s.column, rows, depth)
+                     : is_mostly_zero(x.as<const float>(), s.row, s.column, rows, depth);
+}
+
 void register_products(py::module_& m) {
-  m.def("is_mostly_zero", call_is_mostly_zero, py::arg("x"));
+  m.def("is_mostly_zero", [](const py::object& x) { return is_mostly_zero(matrix(x, "x", Use::read)); }, py::arg("x"));
   m.def("matmul", call_matmul, py::arg("a"), py::arg("b"), py::arg("out"));
   m.def("dense", call_dense, py::arg("x"), py::arg("weight"), py::arg("bias"), py::arg("activation"), py::arg("alpha"),
         py::arg("out"));

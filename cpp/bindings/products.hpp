@@ -66,6 +66,8 @@ bool is_mostly_zero(const T* a, std::ptrdiff_t a_row, std::ptrdiff_t a_step, std
   return nonzero <= 2 * samples * 6 / 10;
 }
 
+bool is_mostly_zero(const View& matrix);
+
 // Whether it pays to leave out where a is 0, which is done where it is in two rows: the bits are the same either way.
 template <class T>
 bool is_sparse(const Product<T>& p) {

@@ -1,4 +1,5 @@
-// Batches: some rows of an array, next to each other.
+#include "rows.hpp"
+
 #include <cstring>
 
 #include "calls.hpp"
@@ -6,8 +7,6 @@
 
 namespace steepest {
 namespace {
-
-using Rows = py::array_t<std::int64_t, py::array::c_style>;
 
 constexpr std::ptrdiff_t kAhead = 4096, kLine = 64;  // bytes
 constexpr std::ptrdiff_t kFarByte = 16;              // what a byte from memory costs, in bytes from a cache
@@ -47,6 +46,8 @@ inline void copy(char* to, const char* from, std::ptrdiff_t bytes, const char* l
   std::memcpy(to + at, from + at, static_cast<std::size_t>(bytes - at));
 }
 
+}  // namespace
+
 void take_rows(const py::array& array, const Rows& rows, const py::array& out) {
   check_rows(array, out, rows);
   if (out.nbytes() == 0) return;
@@ -66,8 +67,6 @@ void take_rows(const py::array& array, const Rows& rows, const py::array& out) {
       },
       parallel::Pace::brisk);
 }
-
-}  // namespace
 
 void register_rows(py::module_& m) {
   m.def("take_rows", take_rows, py::arg("array").noconvert(), py::arg("rows").noconvert(), py::arg("out").noconvert());

@@ -148,9 +148,11 @@ Weights row_weights(const Logits& x, const py::object& sample_weight) {
   return w;
 }
 
-py::tuple call_softmax_cross_entropy(const py::object& logits, const py::object& labels, double label_smoothing,
-                                     const std::optional<std::int64_t>& ignore_index, bool divergence, bool mean,
-                                     const py::object& sample_weight, const py::object& out) {
+std::pair<double, py::array> call_softmax_cross_entropy(const py::object& logits, const py::object& labels,
+                                                        double label_smoothing,
+                                                        const std::optional<std::int64_t>& ignore_index,
+                                                        bool divergence, bool mean, const py::object& sample_weight,
+                                                        const py::object& out) {
   const Logits shaped = logits_from(logits);
   const View& x = shaped.view;
   const std::ptrdiff_t classes = shaped.classes;
@@ -179,7 +181,7 @@ py::tuple call_softmax_cross_entropy(const py::object& logits, const py::object&
     return x.is_double ? softmax_cross_entropy<double>(x, checked, q, w, g, classes, label_smoothing, divergence, mean)
                        : softmax_cross_entropy<float>(x, checked, q, w, g, classes, label_smoothing, divergence, mean);
   });
-  return py::make_tuple(loss, g.array);
+  return {loss, g.array};
 }
 
 template <class T>
@@ -224,6 +226,10 @@ py::tuple call_distillation(const py::object& logits, const py::object& teacher_
 }
 
 }  // namespace
+
+double mean_softmax_cross_entropy(const py::array& logits, const py::array& labels, const py::array& out) {
+  return call_softmax_cross_entropy(logits, labels, 0.0, std::nullopt, false, true, py::none(), out).first;
+}
 
 void register_softmax(py::module_& m) {
   m.def("softmax_cross_entropy", call_softmax_cross_entropy, py::arg("logits"), py::arg("labels"),

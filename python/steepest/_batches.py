@@ -56,28 +56,29 @@ class Arrays:
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """One epoch, shuffled if there is a generator to do it with."""
+        return map(self.take, self.parts(rng))
+
+    def parts(self, rng: np.random.Generator | None = None) -> Iterator[slice | Array]:
+        """The same as rows of the arrays, by their numbers, or a slice where they stand in order."""
+        parts = (slice(at, at + self.batch_size) for at in range(0, self.size, max(self.batch_size, 1)))
         shuffled = rng is not None and len(self) > 1
-        starts = range(0, self.size, max(self.batch_size, 1))
         if self.rows is None and not shuffled:
-            for start in starts:
-                part = slice(start, start + self.batch_size)
-                yield (
-                    self.x[part],
-                    None if self.y is None else self.y[part],
-                    None if self.weight is None else self.weight[part],
-                )
-            return
+            return parts
         rows = np.arange(self.size) if self.rows is None else self.rows
         order = rows if rng is None else rng.permutation(rows)
-        for start in starts:
-            picked = order[start : start + self.batch_size]
-            yield (
-                self._take("x", self.x, picked),
-                None if self.y is None else self._take("y", self.y, picked),
-                None if self.weight is None else self._take("weight", self.weight, picked),
-            )
+        return map(order.__getitem__, parts)
 
-    def _take(self, name: str, array: Array, rows: Array) -> Array:
+    def take(self, rows: slice | Array) -> Batch:
+        """Some rows, in arrays that the next call reuses."""
+        return (
+            self._take("x", self.x, rows),
+            None if self.y is None else self._take("y", self.y, rows),
+            None if self.weight is None else self._take("weight", self.weight, rows),
+        )
+
+    def _take(self, name: str, array: Array, rows: slice | Array) -> Array:
+        if isinstance(rows, slice):
+            return array[rows]
         out = self._buffer(name, (len(rows), *array.shape[1:]), array.dtype)
         take(array, rows, out)
         return out
@@ -114,6 +115,12 @@ class Stream:
                 raise ValueError(f"x: expected batches (x, y) or (x, y, weight), got {batch!r:.80}")
             x, y, weight = (*batch, None)[:3]
             yield np.asarray(x), np.asarray(y), None if weight is None else np.asarray(weight)
+
+    parts = batches  # as with `Arrays`, of which they are taken
+
+    def take(self, batch: Batch) -> Batch:
+        """The batch."""
+        return batch
 
 
 def source(x: Any, y: Any = None, weight: Any = None, batch_size: int | None = None) -> Arrays | Stream:

@@ -157,6 +157,13 @@ class Chain:
     def backward(self, grad: NDArray[Any]) -> None:
         """Fills the gradients, given that of the last outputs, which an activation at the end writes over."""
 
+class Backpropagation:
+    """The loss of some rows of `x` and their `targets`, and the gradients of the chain's parameters."""
+
+    def __init__(self, chain: Chain, x: NDArray[Any], targets: NDArray[Any], loss: str, most_rows: int) -> None: ...
+    def __call__(self, rows: NDArray[np.int64] | slice) -> tuple[float, NDArray[Any], NDArray[Any]] | None:
+        """(loss, outputs, targets), which the next call reuses; None for more than `most_rows` not mostly zero."""
+
 _Pair = tuple[int, int]
 
 def im2col(

@@ -218,3 +218,6 @@ def distillation(
     return _core.distillation(
         logits, teacher_logits, labels, alpha, temperature, _is_mean(reduction), sample_weight, out
     )
+
+
+COMPILED = (mse, mae, huber, binary_cross_entropy, softmax_cross_entropy)  # known to `_core.Backpropagation` by name

@@ -275,10 +275,11 @@ class Trainer:
         pending = _Accumulator(self.model.grads) if accumulate > 1 else None
         scorer = Scorer(self.metrics, link_of(self.loss))
         total = rows = 0.0
-        for batch, (x, y, weight) in enumerate(data.batches(rng)):
+        learn = self._learner(data, scorer)
+        for batch, part in enumerate(data.parts(rng)):
             for hook in before:
                 hook(batch, {})
-            loss, size = self._loss(x, y, weight, scorer, train=True)
+            loss, size = learn(part)
             if math.isfinite(loss):
                 total += loss * size
                 rows += size
@@ -298,6 +299,30 @@ class Trainer:
         if pending is not None and pending.count:
             step(gradients, pending.release())
         return {"loss": total / rows if rows else math.nan, **scorer.result()}
+
+    def _learner(self, data: Arrays | Stream, scorer: Scorer) -> Callable[[Any], tuple[float, float]]:
+        """`_loss` of a part of the data: in one compiled call where the model allows it and nothing is weighted."""
+
+        def learn(part: Any) -> tuple[float, float]:
+            return self._loss(*data.take(part), scorer, train=True)
+
+        if type(self)._loss is not Trainer._loss or isinstance(data, Stream):
+            return learn
+        if data.y is None or data.weight is not None or self._class_weight is not None:
+            return learn
+        run = self.model.backpropagation(self.loss, data.x, self._shaped(data.y))
+        if run is None:
+            return learn
+
+        def learn_compiled(rows: Any) -> tuple[float, float]:
+            done = run(rows)
+            if done is None:
+                return learn(rows)
+            loss, outputs, targets = done
+            scorer.add(outputs, targets)
+            return loss, len(outputs)
+
+        return learn_compiled
 
     def _loss(
         self, x: Array, y: Array | None, weight: Array | None, scorer: Scorer, train: bool
@@ -319,16 +344,21 @@ class Trainer:
             return loss, float(np.count_nonzero(counts) if weight is None else weight[counts].sum(dtype=np.float64))
         return loss, len(x) if weight is None else float(weight.sum(dtype=np.float64))
 
-    def _targets(self, y: Array) -> Array:
-        """Class numbers as they are; anything else in the model's dtype."""
+    def _shaped(self, y: Array) -> Array:
+        """Targets with the axes of the outputs where they lack the last; booleans for classes as numbers."""
         shape = self.model.output_shape
         if y.ndim == 1 and shape == (1,):
-            y = y[:, None]
-        elif y.ndim == len(shape) and y.dtype.kind in "iub":
-            y = y.view(np.uint8) if y.dtype.kind == "b" else y
-            return y if well_formed(y, y.dtype) else y.astype(y.dtype.newbyteorder("="))
-        if well_formed(y, self.model.dtype):
+            return y[:, None]
+        return y.view(np.uint8) if y.ndim == len(shape) and y.dtype.kind == "b" else y
+
+    def _targets(self, y: Array) -> Array:
+        """Class numbers as they are; anything else in the model's dtype."""
+        y = self._shaped(y)
+        is_classes = y.ndim == len(self.model.output_shape) and y.dtype.kind in "iu"
+        if well_formed(y, y.dtype if is_classes else self.model.dtype):
             return y
+        if is_classes:
+            return y.astype(y.dtype.newbyteorder("="))
         if y.dtype.kind not in "biuf":
             raise TypeError(f"y: expected numbers, got {y.dtype}; encode classes as 0, 1, ...")
         targets = self._buffer("targets", y.shape)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from steepest import _core
+from steepest import _core, losses
 from steepest._arguments import check_integer
 from steepest.nn import activations, convolution, init, layers, pooling
 from steepest.nn.activations import Activation
@@ -236,6 +236,22 @@ class Sequential:
         outputs = self._chain.forward_sparse(starts, columns, values)
         self._is_chained = True
         return outputs
+
+    def backpropagation(self, loss: Callable[..., Any], x: Array, y: Array) -> _core.Backpropagation | None:
+        """A compiled call for what training on rows of `x` and `y` takes; None where model, loss or arrays allow none.
+
+        Called with row numbers (int64) or a slice, it returns the loss, the outputs and the targets, in arrays that
+        it reuses, and has filled `grads` if the loss is finite: all to the bits of `forward`, `loss` (a function of
+        `steepest.losses`, with its defaults) and `backward`. It returns None and does nothing where those should be
+        called instead, for so many rows are better multiplied by NumPy.
+        """
+        if self._chain is None or type(self).forward is not Sequential.forward or loss not in losses.COMPILED:
+            return None
+        is_labels = y.dtype.kind in "iu" and y.ndim == 1 and loss is losses.softmax_cross_entropy
+        fits = x.shape[1:] == self.input_shape and well_formed(x, self.dtype)
+        if not fits or not well_formed(y, y.dtype if is_labels else self.dtype):
+            return None
+        return _core.Backpropagation(self._chain, x, y, loss.__name__, self._chain_rows)
 
     def _with_channel(self, x: Array) -> Array:
         if x.ndim and (*x.shape[1:], 1) == self.input_shape:

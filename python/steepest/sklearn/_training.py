@@ -43,6 +43,9 @@ class Training:
         self.loss = loss_of(estimator.out_activation_, estimator.n_outputs_)
         is_whole = estimator.solver == "lbfgs"
         self.batch_size = len(samples) if is_whole else _batch_size(estimator.batch_size, len(samples))
+        self._compiled = None
+        if isinstance(samples.x, np.ndarray) and samples.weight is None:
+            self._compiled = self.model.backpropagation(self.loss.function, samples.x, samples.y)
         self._tasks, self._open = tasks, False
         self._divisor: float | None = None
         self._order = np.arange(len(samples))
@@ -174,18 +177,21 @@ class Training:
             rows = slice(start, start + self.batch_size)
             for hook in before:
                 hook(batch, {})
-            x, y, weight = samples.take(self._order[rows] if est.shuffle else rows)
-            loss, divisor = self._backpropagate(x, y, weight)
+            loss, divisor = self._backpropagate(self._order[rows] if est.shuffle else rows)
             loss += self._penalty(divisor)
             self._penalise(divisor)
             step(gradients, scale)
-            total += loss * len(y)
+            total += loss * min(self.batch_size, len(samples) - start)
             for hook in after:
                 hook(batch, {"loss": loss})
         return total / len(samples)
 
-    def _backpropagate(self, x: Array | SparseRows, y: Array, weight: Array | None) -> tuple[float, float]:
+    def _backpropagate(self, rows: slice | Array) -> tuple[float, float]:
         """Fills the gradients; the mean loss, and by what the penalties are to be divided: the rows, weighted."""
+        done = None if self._compiled is None else self._compiled(rows)
+        if done is not None and math.isfinite(done[0]):
+            return done[0] * self.loss.value, len(done[1])
+        x, y, weight = self.samples.take(rows)
         z = self._outputs(x, train=True)
         out = self._buffer("gradient", z.shape)
         loss, gradient = self.loss.function(z, y, sample_weight=weight, out=out)
@@ -226,7 +232,7 @@ class Training:
         whole = len(self.samples) if weight is None else float(weight.sum(dtype=np.float64))
         total, gradient = 0.0, np.zeros_like(params)
         for rows in self.samples.chunks():
-            loss, part = self._backpropagate(*self.samples.take(rows))
+            loss, part = self._backpropagate(rows)
             total += loss * part / whole
             gradient += self.model.grads * (self.loss.gradient * part / whole)
         gradient[: self._weights.size] += self._weights * (float(self.estimator.alpha) / whole)
