@@ -13,7 +13,7 @@ constexpr std::ptrdiff_t kFarByte = 16;              // what a byte from memory 
 
 const char* bytes_of(const py::array& array) { return static_cast<const char*>(array.data()); }
 
-void check_rows(const py::array& array, const py::array& out, const Rows& rows) {
+void check_arrays(const py::array& array, const py::array& out, const Rows& rows) {
   std::vector<py::ssize_t> expected = shape_of(array);
   if (expected.empty() || (array.flags() & c_order) == 0 || (array.dtype().flags() & 1) != 0) {
     throw py::value_error("array: expected rows next to each other, of plain values, got others");
@@ -30,9 +30,6 @@ void check_rows(const py::array& array, const py::array& out, const Rows& rows) 
   if (bytes_of(out) < bytes_of(array) + array.nbytes() && bytes_of(array) < bytes_of(out) + out.nbytes()) {
     throw py::value_error("out: overlaps array; pass another");
   }
-  bool inside = true;
-  for (std::ptrdiff_t i = 0; i < rows.size(); ++i) inside &= rows.data()[i] >= 0 && rows.data()[i] < array.shape(0);
-  if (!inside) throw py::value_error("rows: expected 0 to " + std::to_string(array.shape(0) - 1) + ", got others");
 }
 
 // Fetches as much from `later`: rows lie anywhere, so the hardware does not.
@@ -49,17 +46,21 @@ inline void copy(char* to, const char* from, std::ptrdiff_t bytes, const char* l
 }  // namespace
 
 void take_rows(const py::array& array, const Rows& rows, const py::array& out) {
-  check_rows(array, out, rows);
+  check_arrays(array, out, rows);
+  const std::ptrdiff_t n = rows.size();
+  const std::vector<std::int64_t> from(rows.data(), rows.data() + n);  // a copy, which nobody changes
+  bool inside = true;
+  for (const std::int64_t row : from) inside &= row >= 0 && row < array.shape(0);
+  if (!inside) throw py::value_error("rows: expected 0 to " + std::to_string(array.shape(0) - 1) + ", got others");
   if (out.nbytes() == 0) return;
-  const std::ptrdiff_t n = rows.size(), bytes = out.nbytes() / n;
+  const std::ptrdiff_t bytes = out.nbytes() / n;
   const std::ptrdiff_t distance = std::clamp<std::ptrdiff_t>(kAhead / bytes, 1, 64);
-  const std::int64_t* const from = rows.data();
   const char* const source = bytes_of(array);
   char* const target = const_cast<char*>(bytes_of(out));
-  const Released released(out.nbytes(), {array, rows, out});
+  const Released released(out.nbytes(), {array, out});
   parallel::for_ranges(
       n, kFarByte * bytes,
-      [=](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+      [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
         for (std::ptrdiff_t i = begin; i < end; ++i) {
           const char* const later = source + from[std::min(i + distance, n - 1)] * bytes;
           copy(target + i * bytes, source + from[i] * bytes, bytes, later);
