@@ -98,28 +98,29 @@ def test_large_products_of_mostly_zeros_are_our_own(chained: bool, monkeypatch: 
     assert not model._is_chained and not model.layers[0]._is_small  # type: ignore[attr-defined]
 
 
-LOSSES = {"softmax_cross_entropy": np.int16, **dict.fromkeys(["mse", "mae", "huber", "binary_cross_entropy"])}
-
-
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("loss", LOSSES)
-def test_one_call_gives_the_loss_and_gradients_of_three(loss: str, dtype: Any, threads: int) -> None:
+@pytest.mark.parametrize("kinds", [(np.float32, np.float64, np.int16), (np.float64, np.float32, np.uint64), "Bif"])
+@pytest.mark.parametrize("loss", [loss.__name__ for loss in sp.losses.COMPILED])
+def test_one_call_gives_the_loss_and_gradients_of_three(loss: str, kinds: Any, dtype: Any, threads: int) -> None:
     ours, theirs = pair(MODELS["more inputs than units"], 300, dtype)
     sp.set_num_threads(threads)
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(90, 300)).astype(dtype)
+    x = (9 * rng.normal(size=(90, 300))).astype(kinds[0])
     x[::2, 70:] = 0  # batches of mostly zeros, and others
-    y = rng.random((90, CLASSES)).astype(dtype) if LOSSES[loss] is None else np.arange(90, dtype=LOSSES[loss]) % CLASSES
+    y = (1.5 * rng.random((90, CLASSES))).astype(kinds[1])
     function = getattr(sp.losses, loss)
+    if loss == "softmax_cross_entropy" and kinds[2] != "f":
+        y = np.arange(90, dtype=kinds[2]) % CLASSES
     run = ours.backpropagation(function, x, y)
     assert run is not None and theirs.backpropagation(function, x, y) is None
     for rows in (np.arange(40), slice(33), np.arange(0, 90, 2), rng.permutation(90), np.arange(1, 60, 2), slice(3, 3)):
         ours.grads.fill(np.nan)
-        value, outputs, targets = run(rows)  # type: ignore[misc]
+        value, outputs, targets = run(rows)
         expected = theirs.forward(x[rows], train=True)
-        assert outputs.tobytes() == expected.tobytes() and targets.tobytes() == y[rows].tobytes()
-        expected_value, gradient = function(expected, y[rows])
+        expected_targets = y[rows] if y.ndim == 1 else y[rows].astype(dtype)
+        assert outputs.tobytes() == expected.tobytes() and targets.tobytes() == expected_targets.tobytes()
+        expected_value, gradient = function(expected, expected_targets)
         theirs.backward(gradient)
         assert value == expected_value and ours.grads.tobytes() == theirs.grads.tobytes()
 
@@ -127,8 +128,9 @@ def test_one_call_gives_the_loss_and_gradients_of_three(loss: str, dtype: Any, t
 def test_one_call_is_only_for_what_is_all_compiled() -> None:
     model = nn.Sequential([nn.Dense(4), nn.ReLU(), nn.Dense(3)], 5)
     x, labels, y = np.ones((8, 5), np.float32), np.zeros(8, int), np.zeros((8, 3), np.float32)
-    cross_entropy, mse = sp.losses.softmax_cross_entropy, sp.losses.mse
-    assert model.backpropagation(cross_entropy, x, labels) and model.backpropagation(cross_entropy, x, y)
+    mse = sp.losses.mse
+    for some_y in (y, y.astype(bool), labels):
+        assert model.backpropagation(sp.losses.softmax_cross_entropy, x, some_y)
 
     class Halved(nn.Sequential):
         def forward(self, x: Any, train: bool = False) -> Any:
@@ -138,63 +140,116 @@ def test_one_call_is_only_for_what_is_all_compiled() -> None:
     for other in (
         halved.backpropagation(mse, x, y),
         model.backpropagation(lambda outputs, targets, **options: mse(outputs, targets, **options), x, y),
-        model.backpropagation(mse, x.astype(np.float64), y),
+        model.backpropagation(mse, x.astype(complex), y),
+        model.backpropagation(mse, x.astype(object), y),
         model.backpropagation(mse, np.asfortranarray(x), y),
         model.backpropagation(mse, x[:, :4], y),
-        model.backpropagation(mse, x, labels),
-        model.backpropagation(cross_entropy, x, y.astype(int)),
-        model.backpropagation(cross_entropy, x, labels[::2]),
-        model.backpropagation(cross_entropy, x, labels.astype(">i8")),
+        model.backpropagation(mse, x, y.astype("S")),
+        model.backpropagation(mse, x, y[:, ::-1]),
+        model.backpropagation(mse, x, y.astype(">f4")),
+        model.backpropagation(mse, x, np.ma.masked_array(y)),
+        model.backpropagation(mse, x.tolist(), y),  # type: ignore[arg-type]
     ):
         assert other is None
 
 
-def test_many_dense_rows_are_left_to_numpy() -> None:
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_one_call_leaves_to_numpy_what_forward_does(dtype: Any) -> None:
     model = nn.Sequential([nn.Dense(4), nn.ReLU(), nn.Dense(2)], 30)
-    model._chain_rows = 10
-    x, y = np.ones((40, 30), np.float32), np.zeros((40, 2), np.float32)
+    model._chain_rows, model._sparse_rows = 10, 15
+    x, y = np.ones((40, 30), dtype), np.zeros((40, 2), np.float32)
     x[20:, 3:] = 0
     run = model.backpropagation(sp.losses.mse, x, y)
     assert run is not None
-    model.grads.fill(7)
-    assert run(slice(11)) is None and run(np.arange(11)) is None
-    assert (model.grads == 7).all()
-    assert run(slice(10)) and run(np.arange(20, 40))
+    for first, n, done in ((0, 10, True), (0, 11, False), (20, 11, True), (20, 15, True), (20, 16, False)):
+        for rows in (slice(first, first + n), np.arange(first, first + n)):
+            model.grads.fill(7)
+            value, outputs, targets = run(rows)
+            model.forward(x[rows])
+            assert model._is_chained == done == (value is not None) == (not (model.grads == 7).all())
+            assert (targets == y[rows]).all() and len(outputs) == n
+            assert done or (outputs == x[rows]).all()
+
+
+def test_one_call_knows_methods_that_were_replaced() -> None:
+    class Clipped(nn.Sequential):
+        def backward(self, grad: Any) -> Any:
+            return super().backward(np.clip(grad, -1e-3, 1e-3, out=grad))
+
+    x, y = np.ones((8, 5), np.float32), np.zeros((8, 3), np.float32)
+    assert Clipped([nn.Dense(3)], 5).backpropagation(sp.losses.mse, x, y) is None
+    for name in ("forward", "backward"):
+        model, calls = nn.Sequential([nn.Dense(3)], 5), list[Any]()
+        replaced = getattr(model, name)
+        setattr(model, name, lambda *a, replaced=replaced, calls=calls, **k: (calls.append(a), replaced(*a, **k))[1])
+        Trainer(model, sp.losses.mse, sp.SGD(model.param_groups(), lr=0.1)).fit(x, y, batch_size=4, verbose=False)
+        assert len(calls) == 2
+
+
+def test_a_callback_may_replace_the_loss_and_go_backward_again() -> None:
+    class Replaces(sp.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any) -> None:
+            losses.append(logs["loss"])
+            if batch == 1:
+                self.trainer.loss = sp.losses.mae
+            self.trainer.model.backward(np.ones((2, 3), np.float32))
+
+    losses: list[float] = []
+    model = nn.Sequential([nn.Dense(3, init=nn.init.zeros)], 5)
+    x, y = np.ones((8, 5), np.float32), np.full((8, 3), 3, np.float32)
+    trainer = Trainer(model, sp.losses.mse, sp.SGD(model.param_groups(), lr=0.0))
+    trainer.fit(x, y, batch_size=2, verbose=False, callbacks=[Replaces()])
+    assert losses == [9, 9, 3, 3]
+
+
+def test_arrays_whose_dtype_was_changed_since_are_not_written_past() -> None:
+    model = nn.Sequential([nn.Dense(3)], 5)
+    x, labels = np.ones((64, 5), np.float32), np.zeros(64, np.int16)
+    run = model.backpropagation(sp.losses.softmax_cross_entropy, x, labels)
+    assert run is not None
+    _, outputs, targets = run(np.arange(16))
+    for array, dtype in ((labels, np.int64), (targets, np.int8), (outputs, np.float16)):
+        setattr(array, "dtype", dtype)  # noqa: B010
+    _, outputs, targets = run(np.arange(12))
+    assert targets.dtype == np.int64 and outputs.dtype == np.float32
+    changed: Any = model.forward(x[:40])
+    changed.dtype, changed.shape = np.float16, (80, 3)
+    assert model.forward(x[:50]).dtype == np.float32
 
 
 def test_a_loss_that_is_not_finite_leaves_the_gradients() -> None:
     model = nn.Sequential([nn.Dense(2)], 3)
     x, y = np.ones((4, 3), np.float32), np.zeros((4, 2), np.float32)
     x[2, 1] = np.nan
-    run = model.backpropagation(sp.losses.mse, x, y)
-    assert run is not None
+    run: Any = model.backpropagation(sp.losses.mse, x, y)
     model.grads.fill(7)
-    assert np.isnan(run(np.arange(4))[0])  # type: ignore[index]
+    assert np.isnan(run(np.arange(4))[0])
     assert (model.grads == 7).all()
-    assert np.isfinite(run(np.array([0, 1, 3]))[0])  # type: ignore[index]
+    assert np.isfinite(run(np.array([0, 1, 3]))[0])
     assert (model.grads != 7).all()
 
 
 def test_rows_and_targets_that_do_not_fit_are_refused() -> None:
     model = nn.Sequential([nn.Dense(2)], 3)
     x, labels = np.ones((4, 3), np.float32), np.array([0, 1, 0, 2])
-    run = model.backpropagation(sp.losses.softmax_cross_entropy, x, labels)
-    assert run is not None
+    run: Any = model.backpropagation(sp.losses.softmax_cross_entropy, x, labels)
     for rows, message in ((np.array([4]), "^rows: "), (np.array([-1]), "^rows: "), (np.arange(4), "^labels: .*got 2")):
         with pytest.raises(ValueError, match=message):
             run(rows)
     assert run(np.arange(3)) is not None
     for y in (np.zeros((4, 3), np.float32), np.zeros((3, 2), np.float32)):
         run = model.backpropagation(sp.losses.mse, x, y)
-        assert run is not None
         with pytest.raises(ValueError, match=r"^(target|rows): "):
             run(np.arange(4))
+    for other in (3, None, [0, 1], np.arange(2, dtype=np.int32), np.arange(4)[::2]):
+        with pytest.raises(TypeError, match=r"^rows: "):
+            run(other)
     with pytest.raises(ValueError, match=r"^loss: .*'hinge'"):
-        _core.Backpropagation(chain(), x, labels, "hinge", 1)
-    with pytest.raises(ValueError, match=r"^rows: "):
-        _core.Backpropagation(chain(), np.ones(()), labels, "mse", 1)(np.arange(1))
+        _core.Backpropagation(chain(), x, labels, "hinge", 1, 1)
+    with pytest.raises(ValueError, match=r"^x, targets: "):
+        _core.Backpropagation(chain(), np.ones(()), labels, "mse", 1, 1)
     with pytest.raises(RuntimeError):
-        _core.Backpropagation(model, x, labels, "mse", 1)  # type: ignore[arg-type]
+        _core.Backpropagation(model, x, labels, "mse", 1, 1)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", [{}, {"shuffle": False}, {"accumulate": 3}, {"batch_size": None}])

@@ -12,21 +12,34 @@ namespace {
 class Backpropagation {
  public:
   Backpropagation(const py::object& chain, const py::array& x, const py::array& targets, const std::string& loss,
-                  std::ptrdiff_t most_rows)
+                  std::ptrdiff_t dense_rows, std::ptrdiff_t sparse_rows)
       : owner_(chain),
         chain_(chain.cast<Chain&>()),
         x_(x),
         targets_(targets),
+        are_labels_(targets.ndim() == 1 && (targets.dtype().kind() == 'i' || targets.dtype().kind() == 'u')),
         loss_(loss_named(loss)),
-        most_rows_(most_rows) {}
+        dense_rows_(dense_rows),
+        sparse_rows_(sparse_rows) {
+    if (x.ndim() == 0 || targets.ndim() == 0) throw py::value_error("x, targets: expected rows, got shape ()");
+  }
 
-  // (loss, outputs, targets), in arrays that the next call reuses; or None for more than `most_rows` that are not
-  // mostly zero: NumPy's products are better then. `rows` is a slice, or int64. A loss that is not finite leaves the
-  // gradients as they are.
+  // (loss, outputs, targets), and the gradients are filled unless the loss is not finite; or (None, rows of x,
+  // targets) for more than `dense_rows`, or `sparse_rows` if they are mostly zero: NumPy's products are better then.
+  // `rows` is a slice, or int64, for which the arrays are reused. Numbers of another dtype are converted, but not
+  // labels: one axis of integers.
   py::object operator()(const py::object& rows) {
-    const py::array x = taken(x_, rows, x_rows_), targets = taken(targets_, rows, target_rows_);
-    if (x.ndim() != 2 || (x.shape(0) > most_rows_ && !is_mostly_zero(c_view(x, "x", Use::read)))) return py::none();
+    Pins pins;
+    pins.pin(x_);
+    pins.pin(targets_);
+    py::array x = taken(x_, rows, x_rows_), targets = taken(targets_, rows, target_rows_);
+    const std::ptrdiff_t n = x.shape(0);
+    if (n <= sparse_rows_) x = converted(x, x_converted_);
+    if (n > sparse_rows_ || (n > dense_rows_ && !is_mostly_zero(matrix(x, "x", Use::read)))) {
+      return py::make_tuple(py::none(), x, targets);
+    }
     const py::array outputs = chain_.forward(x);
+    if (!are_labels_) targets = converted(targets, targets_converted_);
     const py::array gradient = gradient_.of(shape_of(outputs), outputs.dtype());
     const double loss = loss_(outputs, targets, gradient);
     if (std::isfinite(loss)) chain_.backward(gradient);
@@ -35,7 +48,10 @@ class Backpropagation {
 
  private:
   static py::array taken(const py::array& array, const py::object& rows, Kept& kept) {
-    if (!py::isinstance<Rows>(rows)) return array[rows];
+    if (py::isinstance<py::slice>(rows)) return array[rows];
+    if (!py::isinstance<Rows>(rows)) {
+      throw py::type_error("rows: expected a slice or a contiguous array of int64, got " + type_name(rows));
+    }
     const auto numbers = py::reinterpret_borrow<Rows>(rows);
     std::vector<py::ssize_t> shape = shape_of(array);
     if (shape.empty()) throw py::value_error("rows: expected an array that has some, got shape ()");
@@ -45,12 +61,22 @@ class Backpropagation {
     return out;
   }
 
+  // In the chain's dtype
+  py::array converted(const py::array& array, Kept& kept) const {
+    if (array.dtype().equal(chain_.dtype())) return array;
+    const py::array out = kept.of(shape_of(array), chain_.dtype());
+    copyto_(out, array, "same_kind");
+    return out;
+  }
+
   py::object owner_;
   Chain& chain_;
   py::array x_, targets_;
+  bool are_labels_;
   Loss loss_;
-  std::ptrdiff_t most_rows_;
-  Kept x_rows_, target_rows_, gradient_;
+  std::ptrdiff_t dense_rows_, sparse_rows_;
+  py::object copyto_ = py::module_::import("numpy").attr("copyto");
+  Kept x_rows_, target_rows_, x_converted_, targets_converted_, gradient_;
 };
 
 }  // namespace
@@ -62,8 +88,10 @@ void register_chain(py::module_& m) {
       .def("forward_sparse", &Chain::forward_sparse, py::arg("starts"), py::arg("columns"), py::arg("values"))
       .def("backward", &Chain::backward, py::arg("grad"));
   py::class_<Backpropagation>(m, "Backpropagation")
-      .def(py::init<const py::object&, const py::array&, const py::array&, const std::string&, std::ptrdiff_t>(),
-           py::arg("chain"), py::arg("x"), py::arg("targets"), py::arg("loss"), py::arg("most_rows"))
+      .def(py::init<const py::object&, const py::array&, const py::array&, const std::string&, std::ptrdiff_t,
+                    std::ptrdiff_t>(),
+           py::arg("chain"), py::arg("x"), py::arg("targets"), py::arg("loss"), py::arg("dense_rows"),
+           py::arg("sparse_rows"))
       .def("__call__", &Backpropagation::operator(), py::arg("rows"));
 }
 

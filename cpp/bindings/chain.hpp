@@ -16,7 +16,9 @@ inline bool has_shape(const py::array& array, const std::vector<py::ssize_t>& sh
 inline py::array aligned(const py::dtype& dtype, const std::vector<py::ssize_t>& shape) {
   constexpr std::align_val_t line{64};
   std::ptrdiff_t bytes = dtype.itemsize();
-  for (const py::ssize_t n : shape) bytes *= n;
+  for (const py::ssize_t n : shape) {
+    if (__builtin_mul_overflow(bytes, n, &bytes)) throw std::bad_alloc();
+  }
   void* const memory = ::operator new(static_cast<std::size_t>(bytes), line);
   const py::capsule owner(memory, [](void* p) { ::operator delete(p, line); });
   return {dtype, shape, memory, owner};
@@ -27,10 +29,10 @@ struct Kept {
   py::array all, rows;
 
   const py::array& of(const std::vector<py::ssize_t>& shape, const py::dtype& dtype) {
-    if (has_shape(rows, shape)) return rows;
+    if (has_shape(rows, shape) && rows.dtype().equal(dtype)) return rows;  // whoever was given it may have changed it
     std::vector<py::ssize_t> larger = shape;
     if (all.ndim() == static_cast<py::ssize_t>(shape.size())) larger[0] = std::max(shape[0], all.shape(0));
-    if (!has_shape(all, larger)) all = aligned(dtype, shape);
+    if (!has_shape(all, larger) || !all.dtype().equal(dtype)) all = aligned(dtype, shape);
     rows = all.shape(0) == shape[0] ? all : py::array(dtype, shape, all.data(), all);
     return rows;
   }
@@ -58,6 +60,8 @@ class Chain {
     for (const py::handle layer : layers) links_.push_back(make_link(py::reinterpret_borrow<py::tuple>(layer)));
     if (links_.empty() || first >= links_.size()) throw py::value_error("layers: expected one that trains, got none");
   }
+
+  py::dtype dtype() const { return links_[0].weight.array.dtype(); }
 
   py::array forward(const py::object& input) {
     const View x = matrix(input, "x", Use::read);
@@ -126,11 +130,10 @@ class Chain {
   void make_room(std::ptrdiff_t rows) {
     x_.reset();
     sparse_.reset();
-    const py::dtype dtype = links_[0].weight.array.dtype();
     for (std::size_t i = 0; i < links_.size(); ++i) {
       Link& link = links_[i];
-      link.y.of({rows, link.units}, dtype);
-      if (i > first_) link.dx.of({rows, link.inputs}, dtype);
+      link.y.of({rows, link.units}, dtype());
+      if (i > first_) link.dx.of({rows, link.inputs}, dtype());
     }
     rows_ = rows;
   }

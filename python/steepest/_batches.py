@@ -69,7 +69,7 @@ class Arrays:
         return map(order.__getitem__, parts)
 
     def take(self, rows: slice | Array) -> Batch:
-        """Some rows, in arrays that the next call reuses."""
+        """Some rows: views where they are a slice, else copies in arrays that the next call reuses."""
         return (
             self._take("x", self.x, rows),
             None if self.y is None else self._take("y", self.y, rows),

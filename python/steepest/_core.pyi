@@ -160,9 +160,14 @@ class Chain:
 class Backpropagation:
     """The loss of some rows of `x` and their `targets`, and the gradients of the chain's parameters."""
 
-    def __init__(self, chain: Chain, x: NDArray[Any], targets: NDArray[Any], loss: str, most_rows: int) -> None: ...
-    def __call__(self, rows: NDArray[np.int64] | slice) -> tuple[float, NDArray[Any], NDArray[Any]] | None:
-        """(loss, outputs, targets), which the next call reuses; None for more than `most_rows` not mostly zero."""
+    def __init__(
+        self, chain: Chain, x: NDArray[Any], targets: NDArray[Any], loss: str, dense_rows: int, sparse_rows: int
+    ) -> None: ...
+    def __call__(self, rows: NDArray[np.int64] | slice) -> tuple[float | None, NDArray[Any], NDArray[Any]]:
+        """(loss, outputs, targets), or (None, x, targets) of more rows than those, `sparse_rows` if mostly zero.
+
+        With row numbers, the arrays are reused.
+        """
 
 _Pair = tuple[int, int]
 

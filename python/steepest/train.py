@@ -310,17 +310,19 @@ class Trainer:
             return learn
         if data.y is None or data.weight is not None or self._class_weight is not None:
             return learn
-        run = self.model.backpropagation(self.loss, data.x, self._shaped(data.y))
+        loss = self.loss
+        run = self.model.backpropagation(loss, data.x, self._shaped(data.y))
         if run is None:
             return learn
 
         def learn_compiled(rows: Any) -> tuple[float, float]:
-            done = run(rows)
-            if done is None:
+            if self.loss is not loss:  # a callback replaced it
                 return learn(rows)
-            loss, outputs, targets = done
+            value, outputs, targets = run(rows)
+            if value is None:
+                return self._loss(outputs, targets, None, scorer, train=True)
             scorer.add(outputs, targets)
-            return loss, len(outputs)
+            return value, len(outputs)
 
         return learn_compiled
 

@@ -240,18 +240,20 @@ class Sequential:
     def backpropagation(self, loss: Callable[..., Any], x: Array, y: Array) -> _core.Backpropagation | None:
         """A compiled call for what training on rows of `x` and `y` takes; None where model, loss or arrays allow none.
 
-        Called with row numbers (int64) or a slice, it returns the loss, the outputs and the targets, in arrays that
-        it reuses, and has filled `grads` if the loss is finite: all to the bits of `forward`, `loss` (a function of
-        `steepest.losses`, with its defaults) and `backward`. It returns None and does nothing where those should be
-        called instead, for so many rows are better multiplied by NumPy.
+        Called with row numbers (int64) or a slice of neighbours, it returns the loss, the outputs and the targets,
+        and has filled `grads` if the loss is finite: all to the bits of `forward`, `loss` (a function of
+        `steepest.losses`, with its defaults) and `backward`. Where those should be called instead, for so many rows
+        are better multiplied by NumPy, it returns None, these rows of `x` and those of `y`. With row numbers, the next
+        call reuses the arrays. After `freeze`, make another.
         """
-        if self._chain is None or type(self).forward is not Sequential.forward or loss not in losses.COMPILED:
+        own = Sequential.forward, Sequential.backward
+        is_own = own == tuple(getattr(method, "__func__", None) for method in (self.forward, self.backward))
+        if self._chain is None or not is_own or loss not in losses.COMPILED:
             return None
-        is_labels = y.dtype.kind in "iu" and y.ndim == 1 and loss is losses.softmax_cross_entropy
-        fits = x.shape[1:] == self.input_shape and well_formed(x, self.dtype)
-        if not fits or not well_formed(y, y.dtype if is_labels else self.dtype):
+        if not (_is_plain(x) and _is_plain(y)) or x.shape[1:] != self.input_shape:
             return None
-        return _core.Backpropagation(self._chain, x, y, loss.__name__, self._chain_rows)
+        self._is_chained = True  # for `backward`, until the next `forward`
+        return _core.Backpropagation(self._chain, x, y, loss.__name__, self._chain_rows, self._sparse_rows)
 
     def _with_channel(self, x: Array) -> Array:
         if x.ndim and (*x.shape[1:], 1) == self.input_shape:
@@ -359,6 +361,12 @@ class Sequential:
 
     def __repr__(self) -> str:
         return f"Sequential({self.layers!r}, input_shape={self.input_shape}, dtype={self.dtype})"
+
+
+def _is_plain(x: Any) -> bool:
+    """Whether it is a contiguous array of real numbers, without a mask."""
+    real = isinstance(x, np.ndarray) and x.dtype.kind in "biuf"
+    return real and well_formed(x, x.dtype) and not isinstance(x, np.ma.MaskedArray)
 
 
 def _known(names: Mapping[str, Any], name: str) -> Any:

@@ -43,9 +43,6 @@ class Training:
         self.loss = loss_of(estimator.out_activation_, estimator.n_outputs_)
         is_whole = estimator.solver == "lbfgs"
         self.batch_size = len(samples) if is_whole else _batch_size(estimator.batch_size, len(samples))
-        self._compiled = None
-        if isinstance(samples.x, np.ndarray) and samples.weight is None:
-            self._compiled = self.model.backpropagation(self.loss.function, samples.x, samples.y)
         self._tasks, self._open = tasks, False
         self._divisor: float | None = None
         self._order = np.arange(len(samples))
@@ -172,12 +169,12 @@ class Training:
             places = np.arange(len(samples))
             est._random_state.shuffle(places)
             self._order = self._order[places]
-        total = 0.0
+        total, run = 0.0, self._compiled()
         for batch, start in enumerate(range(0, len(samples), self.batch_size)):
             rows = slice(start, start + self.batch_size)
             for hook in before:
                 hook(batch, {})
-            loss, divisor = self._backpropagate(self._order[rows] if est.shuffle else rows)
+            loss, divisor = self._backpropagate(self._order[rows] if est.shuffle else rows, run)
             loss += self._penalty(divisor)
             self._penalise(divisor)
             step(gradients, scale)
@@ -186,12 +183,23 @@ class Training:
                 hook(batch, {"loss": loss})
         return total / len(samples)
 
-    def _backpropagate(self, rows: slice | Array) -> tuple[float, float]:
+    def _compiled(self) -> _core.Backpropagation | None:
+        """Loss and gradients in one call, if that is possible."""
+        if self.samples.weight is not None:
+            return None
+        return self.model.backpropagation(self.loss.function, self.samples.x, self.samples.y)
+
+    def _backpropagate(self, rows: slice | Array, run: _core.Backpropagation | None) -> tuple[float, float]:
         """Fills the gradients; the mean loss, and by what the penalties are to be divided: the rows, weighted."""
-        done = None if self._compiled is None else self._compiled(rows)
-        if done is not None and math.isfinite(done[0]):
-            return done[0] * self.loss.value, len(done[1])
-        x, y, weight = self.samples.take(rows)
+        x: Array | SparseRows
+        value: float | None = math.nan
+        weight = None
+        if run is not None:
+            value, x, y = run(rows)
+            if value is not None and math.isfinite(value):
+                return value * self.loss.value, len(y)
+        if value is not None:  # else x and y are the rows
+            x, y, weight = self.samples.take(rows)
         z = self._outputs(x, train=True)
         out = self._buffer("gradient", z.shape)
         loss, gradient = self.loss.function(z, y, sample_weight=weight, out=out)
@@ -230,9 +238,9 @@ class Training:
         np.copyto(self.model.params, params, casting="same_kind")
         weight = self.samples.weight
         whole = len(self.samples) if weight is None else float(weight.sum(dtype=np.float64))
-        total, gradient = 0.0, np.zeros_like(params)
+        total, gradient, run = 0.0, np.zeros_like(params), self._compiled()
         for rows in self.samples.chunks():
-            loss, part = self._backpropagate(rows)
+            loss, part = self._backpropagate(rows, run)
             total += loss * part / whole
             gradient += self.model.grads * (self.loss.gradient * part / whole)
         gradient[: self._weights.size] += self._weights * (float(self.estimator.alpha) / whole)
