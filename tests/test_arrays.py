@@ -552,6 +552,8 @@ def test_arguments_of_global_norm(dtype: Any, tmp_path: Path) -> None:
             assert sp.global_norm([x, y]) == reference.global_norm([x, np.asarray(y)]), kind
     assert sp.global_norm([]) == sp.global_norm(iter(())) == 0.0
     assert sp.global_norm(y for y in (x, x)) == reference.global_norm([x, x])
+    with pytest.raises(TypeError, match="arrays: expected a sequence of arrays, got int"):
+        sp.global_norm(3)  # type: ignore[arg-type]
 
 
 def test_a_gradient_that_became_a_parameter_is_refused() -> None:

@@ -308,7 +308,7 @@ def test_grads_of_the_wrong_structure() -> None:
         ({"w": [np.ones(2)]}, TypeError, "params['w']"),
         ([[np.ones(2)]], TypeError, "params[0]"),
         ([{"params": np.ones(2)}, np.ones(3)], TypeError, "param group"),
-        ([{"w": np.ones(2)}], TypeError, "params[0]"),
+        ([{"w": np.ones(2)}], ValueError, "param group"),
         ([{"params": np.ones(2)}, {"lr": 1.0}], ValueError, "param group"),
         ([{"params": [{"params": np.ones(2)}]}], TypeError, "params[0][0]"),
         ([{"params": np.ones(2), "momentun": 0.9}], ValueError, "momentun"),

@@ -194,7 +194,7 @@ def test_a_schedule_that_steps_its_own_optimizer_is_refused_though_another_threa
     assert opt.steps == 2 and not p.any()
 
 
-@pytest.mark.parametrize("n", [0, -1, 257, 2**40])
+@pytest.mark.parametrize("n", [0, -1, 257, 2**40, 10**30])
 def test_a_number_of_threads_out_of_range_is_refused(n: int) -> None:
     before = sp.get_num_threads()
     with pytest.raises(ValueError, match=f"n: expected 1 to 256 threads, got {n}"):
@@ -203,8 +203,11 @@ def test_a_number_of_threads_out_of_range_is_refused(n: int) -> None:
 
 
 def test_settings_of_a_wrong_type_or_name_are_refused() -> None:
-    with pytest.raises(TypeError):
-        sp.set_num_threads(2.5)  # type: ignore[arg-type]
+    for n in (2.5, "2", None):
+        with pytest.raises(TypeError, match=r"^n: expected an integer, got "):
+            sp.set_num_threads(n)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="engine: expected a string, got int"):
+        sp.set_threading(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match='engine: expected "pool" or "openmp", got "tbb"'):
         sp.set_threading("tbb")
     if "openmp" not in ENGINES:

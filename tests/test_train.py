@@ -374,8 +374,10 @@ def test_a_callback_may_stop_training_within_an_epoch() -> None:
 def test_nonfinite_loss() -> None:
     x = X.copy()
     x[70] = np.nan
-    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1, batch 3; lower"):
+    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 1, batch 3, whose x holds NaN"):
         quiet(trainer(), x, Y, shuffle=False)
+    with pytest.raises(FloatingPointError, match="in epoch 1, batch 2; lower the learning rate"):
+        quiet(trainer(make=sp.SGD, lr=1e38), X, Y, shuffle=False)
     t = trainer(nonfinite="skip")
     history = quiet(t, x, Y, shuffle=False)
     assert t.optimizer.steps == 9  # of 10 batches
@@ -455,7 +457,9 @@ def test_split_rows_of_other_targets() -> None:
         ({"x": X[:, :3]}, r"x: expected shape \(batch, 5\)"),
         ({"epochs": -1}, "0 <= initial_epoch <= epochs"),
         ({"accumulate": 0}, "accumulate >= 1"),
-        ({"validation_split": 1.0}, "0 <= fraction < 1"),
+        ({"validation_split": 1.0}, "validation_split: expected 0 <= fraction < 1"),
+        ({"validation_data": (X, Y + 1)}, "validation_data: y: expected 0 to 2 for 3 classes, got 3 in row "),
+        ({"y": np.where(np.arange(300) == 290, -1, Y)}, "^y: expected 0 to 2 for 3 classes, got -1 in row 290"),
         ({"validation_split": 0.1, "validation_data": (X, Y)}, "not both"),
         ({"class_weight": {3: 1.0}}, "classes 0 to 2, got 3"),
         ({"class_weight": {0: -1.0}}, "class_weight: expected finite weights >= 0"),
@@ -475,6 +479,16 @@ def test_refused_values(arguments: Any, message: Any) -> None:
 def test_refused_types_and_optimizers() -> None:
     with pytest.raises(TypeError, match="y: expected numbers, got <U1; encode classes"):
         quiet(trainer(), X, np.full(len(X), "a"))
+    with pytest.raises(TypeError, match="y: expected classes as integers, or a probability for each, got float64"):
+        quiet(trainer(), X, Y.astype(float))
+    with pytest.raises(TypeError, match=r"validation_data: .* got an array"):
+        quiet(trainer(), X, Y, validation_data=X)
+    for name in ("batch_size", "epochs", "initial_epoch", "accumulate"):
+        with pytest.raises(TypeError, match=f"^{name}: .*integer, got float"):
+            quiet(trainer(), X, Y, **{name: 1.5})
+    for make in (nn.Dense, partial(nn.Conv2D, kernel_size=3)):
+        with pytest.raises(TypeError, match=r"^(units|filters): .*integer, got str"):
+            make("8")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"metrics: expected functions f\(y_true, y_pred\)"):
         trainer(metrics=["accuracy"])
     with pytest.raises(ValueError, match="two have the same name"):

@@ -95,7 +95,10 @@ std::pair<double, py::array> call_elementwise(const Elementwise& loss, const py:
   return {value, g.array};
 }
 
-double call_global_norm(const py::iterable& arrays) {
+double call_global_norm(const py::object& arrays) {
+  if (!py::isinstance<py::iterable>(arrays)) {
+    throw py::type_error("arrays: expected a sequence of arrays, got " + type_name(arrays));
+  }
   std::vector<View> views;
   std::vector<Span> spans;
   std::vector<const py::array*> held;

@@ -3,22 +3,26 @@
 
 #include "../dispatch.hpp"
 #include "../parallel.hpp"
+#include "arrays.hpp"
 #include "module.hpp"
 
 namespace steepest {
 namespace {
 
-namespace py = pybind11;
-
-void set_num_threads(std::int64_t n) {
+void set_num_threads(const py::object& wanted) {
+  if (PyIndex_Check(wanted.ptr()) == 0) throw py::type_error("n: expected an integer, got " + type_name(wanted));
+  const py::ssize_t n = PyNumber_AsSsize_t(wanted.ptr(), nullptr);  // the nearest one to larger numbers
+  if (PyErr_Occurred() != nullptr) throw py::error_already_set();
   if (n < 1 || n > parallel::kMaxThreads) {
     throw py::value_error("n: expected 1 to " + std::to_string(parallel::kMaxThreads) + " threads, got " +
-                          std::to_string(n));
+                          text(wanted));
   }
   parallel::set_threads(static_cast<int>(n));
 }
 
-void set_threading(const std::string& engine) {
+void set_threading(const py::object& name) {
+  if (!py::isinstance<py::str>(name)) throw py::type_error("engine: expected a string, got " + type_name(name));
+  const auto engine = name.cast<std::string>();
   if (engine != "pool" && engine != "openmp") {
     throw py::value_error("engine: expected \"pool\" or \"openmp\", got \"" + engine + "\"");
   }

@@ -75,6 +75,14 @@ def check_integer(name: str, value: Any, expected: str = "an integer") -> int:
     return int(value)
 
 
+def check_positive(name: str, value: Any, expected: str = "a positive integer") -> int:
+    """The value as an int >= 1."""
+    number = check_integer(name, value, expected)
+    if number < 1:
+        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+    return number
+
+
 def check_seed(seed: Any) -> int | None:
     if seed is None:
         return None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from steepest import _core
+from steepest._arguments import check_positive
 from steepest.nn.layer import Array, Buffers
 
 __all__ = [
@@ -39,8 +40,8 @@ class Arrays:
         batch_size: int | None,
         rows: Array | None = None,
     ) -> None:
-        if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size: expected None or a positive integer, got {batch_size!r}")
+        if batch_size is not None:
+            batch_size = check_positive("batch_size", batch_size, "None or a positive integer")
         self.x, self.y, self.weight, self.rows = x, y, weight, rows
         self.size = len(x) if rows is None else len(rows)
         self.requested = batch_size
@@ -189,13 +190,18 @@ def with_validation(
             raise ValueError("pass validation_split or validation_data, not both")
         is_list = isinstance(given, list) and all(isinstance(part, np.ndarray) for part in given)
         arrays = (is_list or isinstance(given, tuple)) and len(given) in (2, 3)
+        if isinstance(given, np.ndarray):
+            raise TypeError("validation_data: expected (x, y), (x, y, sample weights) or batches of them, got an array")
         x, y, weight = (*given, None)[:3] if arrays else (given, None, None)
         return data, source(x, y, weight, 1024)
     if not split:
         return data, None
     if isinstance(data, Stream) or data.y is None:
         raise ValueError("validation_split: a stream can't be split; pass validation_data")
-    kept, held_out = split_rows(data.y, split, seed)
+    try:
+        kept, held_out = split_rows(data.y, split, seed)
+    except ValueError as error:
+        raise ValueError(f"validation_split: {str(error).removeprefix('fraction: ')}") from None
     columns = data.x, data.y, data.weight
     return Arrays(*columns, data.requested, kept), Arrays(*columns, 1024, held_out)
 

@@ -143,9 +143,7 @@ class Optimizer:
         ):
             if value not in choices:
                 raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}")
-        grouped = isinstance(params, Sequence) and any(
-            isinstance(group, Mapping) and "params" in group for group in params
-        )
+        grouped = isinstance(params, Sequence) and any(isinstance(group, Mapping) for group in params)
         groups = cast("list[Mapping[str, Any]]", list(params) if grouped else [{"params": params}])
         self._defaults = options
         self._start(max_norm, nonfinite, grouped, (state_dtype, check_seed(seed), master_weights))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from steepest import losses
+from steepest._arguments import check_integer
 from steepest._batches import (
     Arrays,
     Stream,
@@ -156,7 +158,8 @@ class Trainer:
         loss that is not finite. ValueError for arguments out of range or sizes that don't fit,
         TypeError for what is neither arrays nor batches.
         """
-        initial_epoch, epochs, accumulate = map(operator.index, (initial_epoch, epochs, accumulate))
+        counts = {"initial_epoch": initial_epoch, "epochs": epochs, "accumulate": accumulate}
+        initial_epoch, epochs, accumulate = itertools.starmap(check_integer, counts.items())
         if not 0 <= initial_epoch <= epochs or accumulate < 1:
             raise ValueError(
                 "expected 0 <= initial_epoch <= epochs and accumulate >= 1, "
@@ -167,7 +170,9 @@ class Trainer:
         data, validation = with_validation(data, validation_split, validation_data, seed)
         classes = max(2, math.prod(self.model.output_shape))
         factors = class_factors(class_weight, data, classes)
+        self._check_labels("y", data)
         if validation_data is not None and isinstance(validation, Arrays):
+            self._check_labels("validation_data: y", validation)
             self._check_validation(validation)
         steps = len(data) if isinstance(data, Arrays) else None
         callbacks = [*callbacks, *([ProgressBar()] if verbose else [])]
@@ -241,6 +246,23 @@ class Trainer:
         except (TypeError, ValueError) as error:
             raise type(error)(f"validation_data: {error}") from error
 
+    def _check_labels(self, name: str, data: Arrays | Stream) -> None:
+        """Refuses labels of no class, by their rows, so not after some batches."""
+        takes_labels = self.loss is losses.softmax_cross_entropy and type(self)._loss is Trainer._loss
+        if not takes_labels or isinstance(data, Stream) or data.y is None:
+            return
+        y = self._shaped(data.y)
+        if y.ndim != len(self.model.output_shape):
+            return
+        if y.dtype.kind == "f":
+            raise TypeError(f"{name}: expected classes as integers, or a probability for each, got {y.dtype} {y.shape}")
+        classes = self.model.output_shape[-1]
+        if y.dtype.kind in "iu" and not 0 <= y.min() <= y.max() < classes:
+            row = np.argmax((y < 0) | (y >= classes))
+            raise ValueError(
+                f"{name}: expected 0 to {classes - 1} for {classes} classes, got {y.flat[row]} in row {row}"
+            )
+
     def _fixed_blas(self, data: Arrays | Stream) -> AbstractContextManager[Any]:
         return fixed_blas(self.model.multiplications * data.batch_size, self.blas_threads)
 
@@ -276,7 +298,8 @@ class Trainer:
         scorer = Scorer(self.metrics, link_of(self.loss))
         total = rows = 0.0
         learn = self._learner(data, scorer)
-        for batch, part in enumerate(data.parts(rng)):
+        parts: Iterator[Any] = data.parts(rng)
+        for batch, part in enumerate(parts):
             for hook in before:
                 hook(batch, {})
             loss, size = learn(part)
@@ -288,9 +311,12 @@ class Trainer:
                 elif pending.add(size) == accumulate:
                     step(gradients, pending.release())
             elif self.nonfinite == "raise":
+                where = f"the loss is {loss} in epoch {epoch + 1}, batch {batch + 1}"
+                x, *_ = data.take(part)
+                if x.dtype.kind == "f" and not np.isfinite(x).all():
+                    raise FloatingPointError(f"{where}, whose x holds NaN or infinity")
                 raise FloatingPointError(
-                    f"the loss is {loss} in epoch {epoch + 1}, batch {batch + 1}; lower the "
-                    "learning rate, clip with max_norm, or pass nonfinite='skip'"
+                    f"{where}; lower the learning rate, clip with max_norm, or pass nonfinite='skip'"
                 )
             for hook in after:
                 hook(batch, {"loss": loss})

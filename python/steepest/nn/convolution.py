@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator
 
 import numpy as np
 
 from steepest import _core
+from steepest._arguments import check_positive
 from steepest.nn.init import Initializer
 from steepest.nn.layer import Array, Shape
 from steepest.nn.layers import Affine
@@ -64,9 +64,7 @@ class Conv2D(Affine):
         bias: bool = True,
         init: Initializer | None = None,
     ) -> None:
-        if operator.index(filters) < 1:
-            raise ValueError(f"filters: expected a positive integer, got {filters!r}")
-        self.filters = operator.index(filters)
+        self.filters = check_positive("filters", filters)
         self.kernel_size, self.stride = extent("kernel_size", kernel_size), extent("stride", stride)
         self.padding = check_padding(padding)
         self.bias, self.init = bias, init

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from steepest import _core
+from steepest._arguments import check_positive
 from steepest.nn import init as initializers
 from steepest.nn.init import Initializer
 from steepest.nn.layer import Array, Layer, Shape
@@ -81,9 +82,7 @@ class Dense(Affine):
     _is_small = False  # whether the products of the last batch are our own
 
     def __init__(self, units: int, *, bias: bool = True, init: Initializer | None = None) -> None:
-        if operator.index(units) < 1:
-            raise ValueError(f"units: expected a positive integer, got {units!r}")
-        self.units, self.bias, self.init = operator.index(units), bias, init
+        self.units, self.bias, self.init = check_positive("units", units), bias, init
 
     def build(self, input_shape: Shape) -> Shape:
         """Declares "weight" and "bias"."""
