@@ -7,13 +7,13 @@ the end.
 
     $ python examples/fashion_mnist_conv.py
     ...
-    epoch 1/5  loss 0.5316  accuracy 0.8096  lr 0
-    epoch 2/5  loss 0.3367  accuracy 0.8776  lr 0.003758
-    epoch 3/5  loss 0.2766  accuracy 0.8996  lr 0.002802
-    epoch 4/5  loss 0.2284  accuracy 0.915  lr 0.001506
-    epoch 5/5  loss 0.1987  accuracy 0.9257  lr 0.0004196
+    epoch 1/5  loss 0.5326  accuracy 0.8088  lr 0
+    epoch 2/5  loss 0.3342  accuracy 0.8787  lr 0.003758
+    epoch 3/5  loss 0.2758  accuracy 0.8985  lr 0.002802
+    epoch 4/5  loss 0.2287  accuracy 0.9152  lr 0.001506
+    epoch 5/5  loss 0.1995  accuracy 0.9261  lr 0.0004196
 
-    test accuracy 91.15%, loss 0.246
+    test accuracy 91.32%, loss 0.246
 """
 
 import argparse

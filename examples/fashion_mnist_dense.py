@@ -8,10 +8,10 @@ images are looked at once, at the end.
     epoch  1/10  loss 0.5025  accuracy 0.8231  lr 0.001  val_loss 0.382  val_accuracy 0.8627
     epoch  2/10  loss 0.3761  accuracy 0.8636  lr 0.0009755  val_loss 0.3707  val_accuracy 0.8602
     ...
-    epoch  9/10  loss 0.2282  accuracy 0.9166  lr 9.527e-05  val_loss 0.2857  val_accuracy 0.895
-    epoch 10/10  loss 0.2242  accuracy 0.9184  lr 2.434e-05  val_loss 0.2855  val_accuracy 0.8948
+    epoch  9/10  loss 0.2284  accuracy 0.9165  lr 9.527e-05  val_loss 0.2862  val_accuracy 0.8932
+    epoch 10/10  loss 0.2244  accuracy 0.9185  lr 2.434e-05  val_loss 0.2859  val_accuracy 0.893
 
-    test accuracy 88.51%, loss 0.318
+    test accuracy 88.56%, loss 0.319
 """
 
 import argparse

@@ -19,7 +19,11 @@ import warnings
 
 import numpy as np
 import optuna
-from optuna_integration import OptunaSearchCV
+
+try:
+    from optuna_integration import OptunaSearchCV
+except ImportError:
+    raise SystemExit('OptunaSearchCV is a package of its own: pip install "optuna-integration[sklearn]"') from None
 
 import steepest as sp
 from steepest import datasets, metrics, nn

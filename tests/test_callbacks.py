@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import os
+import re
+import struct
+import subprocess
+import sys
 from itertools import product
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -312,8 +319,39 @@ def test_progress_on_a_terminal() -> None:
 
     file = Terminal()
     run(ProgressBar(file=file), epochs=2)
-    assert "epoch 2/2: 100%" in file.getvalue()
-    assert "  lr 0.01" in file.getvalue()
+    *_, bar, line = file.getvalue().split("\r")
+    assert "epoch 2/2:   0%" in file.getvalue() and not bar.strip()
+    assert re.fullmatch(r"epoch 2/2  loss \S+  lr 0.01\n", line)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX terminals")
+@pytest.mark.parametrize("columns", [0, 30])
+def test_progress_on_terminals_without_a_size_and_narrow_ones(columns: int) -> None:
+    import fcntl
+    import termios
+
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", columns and 24, columns, 0, 0))
+    bar = "from steepest.callbacks import progress_bar as bar; b = bar(total=3, desc='bar'); b.update(2); b.close()"
+    train = "from steepest.cli import main; main(['train', '--epochs', '1', '--hidden', '8'])"
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    done = subprocess.run(
+        [sys.executable, "-c", f"{bar}; {train}"], stdout=theirs, stderr=theirs, env=environment, timeout=120
+    )
+    os.close(theirs)
+    text = ""
+    with contextlib.suppress(OSError):  # Linux' end of it
+        while part := os.read(ours, 4096):
+            text += part.decode()
+    os.close(ours)
+    assert done.returncode == 0 and "bar:  67%" in text and "2/3" in text
+    assert re.search(r"\repoch 1/1  loss \S+  accuracy \S+  lr 0.003  val_loss \S+  val_accuracy 0\.\d+\r\n", text)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux' full disk")
+def test_the_log_on_a_full_disk_is_named() -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        run(CSVLogger(Path("/dev/full")))
 
 
 def test_verbose_prints_and_quiet_does_not(capsys: Any) -> None:

@@ -20,6 +20,7 @@ from steepest import _settings, cli, datasets, reference
 
 COMMAND = [sys.executable, "-m", "steepest"]
 QUICK = ["train", "--epochs", "1", "--hidden", "16"]
+COMPRESS = ["compress", "m.safetensors", "--out", "q.safetensors"]
 
 
 def run(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -199,6 +200,12 @@ def refused(done: subprocess.CompletedProcess[str], message: str) -> None:
         (["train", "--early-stopping", "2", "--validation-split", "0"], "--early-stopping needs validation data"),
         (["train", "--schedule", "plateau", "--validation-split", "0"], "plateau needs validation data"),
         (["evaluate", "m.safetensors", "digits"], "m.safetensors: No such file"),
+        ([*COMPRESS, "--prune", "l2", "--amount", "1.1"], "--amount: expected a fraction from 0 to 1, got '1.1'"),
+        ([*COMPRESS, "--prune", "l2", "--epochs", "-1"], "--epochs: expected a whole number from 0 up, got '-1'"),
+        ([*COMPRESS, "--quantize", "--percentile", "50"], "--percentile: expected a number above 50, up to 100, got"),
+        ([*COMPRESS, "--quantize", "--samples", "0"], "--samples: expected a whole number from 1 up, got '0'"),
+        ([*COMPRESS, "--quantize", "dynamic", "--samples", "9"], "--samples is for --quantize static"),
+        ([*COMPRESS, "--quantize", "dynamic", "--percentile", "100"], "--percentile is for --quantize static"),
     ],
 )
 def test_wrong_arguments(
@@ -257,7 +264,9 @@ def test_a_test_label_that_training_lacks(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_a_diverging_run_is_one_line() -> None:
-    refused(run(*QUICK, "--optimizer", "sgd", "--lr", "1e30"), "epoch 1, batch")
+    done = run(*QUICK, "--optimizer", "sgd", "--lr", "1e30")
+    refused(done, "epoch 1, batch")
+    assert done.stderr.endswith("; expected a smaller --lr, got 1e+30\n")
 
 
 def test_a_truncated_file_is_one_line(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -70,6 +71,7 @@ def weights(path: str) -> Any:
 
 
 QUICK = ("--hidden", "16", "--epochs", "2")
+REGRESSION = ("--task", "regression")
 
 
 # ---- tables
@@ -197,7 +199,7 @@ def test_what_is_a_class_is_guessed_and_can_be_told(run: Run) -> None:
 
 def test_a_column_that_counts_the_rows_is_left_out(run: Run) -> None:
     rows: list[Any] = [["", "x", "y"], *([i, i % 7, i % 2] for i in range(100))]
-    assert "100 samples of 1 features, 2 classes, standardised, without the first column" in run(
+    assert "100 samples of 1 feature, 2 classes, standardised, without the first column" in run(
         "train", write("t.csv", rows), *QUICK
     )
 
@@ -209,6 +211,10 @@ def test_a_column_that_counts_the_rows_is_left_out(run: Run) -> None:
         (["a,y", "1,x", ",z"], (), r"missing values: 1 in column a \(the first in line 3\)"),
         (["a,y", *["1,x"] * 50], (), "all labels are x; expected at least two classes"),
         (["a,y", *["1,2.5"] * 50], (), "all values of y are 2.5: there is nothing to learn"),
+        (["a,y", *["1,1e300", "2,-1e300"] * 50], REGRESSION, "t.csv: the values of y are too large to standardise"),
+        (["a,y", *["1,1e-300", "2,0"] * 50], REGRESSION, "t.csv: the values of y are too small to standardise"),
+        (["a,y", "1,2.5"], REGRESSION, r"t.csv: too few samples for --validation-split 0.1 .*, got 1; give more"),
+        (["a,y", *["1,x", "2,z"] * 9], ("--validation-split", "0.9"), r"-split 0.9 .*, got 18 \(classes: 2\); give"),
         (["a,y", *["inf,x", "1,y"] * 50], (), "50 missing or infinite values, the first in sample 0"),
         (["y", *["1", "2"] * 50], (), "there are no features beside the target y"),
         (["a,y", *[f"id{i},{i % 2}" for i in range(50)]], (), "column a has 50 different strings in 50 rows"),
@@ -491,6 +497,45 @@ def test_a_full_disk_leaves_what_was_there(run: Run, model: str, monkeypatch: py
         sp.save("p.safetensors", saved)
     assert str(caught.value) == f"[Errno {errno.ENOSPC}] No space left on device: 'p.safetensors'"
     assert sorted(os.listdir()) == before
+
+
+def test_a_full_disk_leaves_plots_and_logs(run: Run, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    pytest.importorskip("matplotlib")
+    options = ("--out", "n.safetensors", "--log", "log.csv", "--plot", "p.png", "--schedule", "constant")
+    run("train", "wine.csv", *options, *QUICK)
+    before = {name: Path(name).read_bytes() for name in os.listdir()}
+    monkeypatch.setattr(os, "fsync", full)
+    for command, name in {
+        ("evaluate", model, "wine.csv", "--plot", "p.png"): "p.png",
+        ("train", "wine.csv", "--plot", "p.png", *QUICK): "p.png",
+        ("train", "--resume", "--epochs", "3", "--out", "n.safetensors", "--log", "log.csv"): "log.csv",
+    }.items():
+        assert run(*command, code=2) == f"steepest: error: {name}: No space left on device\n"
+    assert {name: Path(name).read_bytes() for name in os.listdir()} == before
+
+
+def test_a_regression_refuses_targets_of_another_size(run: Run) -> None:
+    x = np.arange(40.0)[:, None]
+    np.savez("t.npz", x_train=x, y_train=x[:, 0] / 7, x_test=x, y_test=x[:, 0] * 1e300)
+    assert "t.npz: y: the values are too large; scale them down" in run("train", "t.npz", *QUICK, code=2)
+
+
+def test_the_next_command_keeps_the_same_model_in_a_new_file(run: Run, model: str) -> None:
+    before, options = Path(model).read_bytes(), ("--epochs", "1", "--lr", "0.01", "--seed", "3", "--log", "a log.csv")
+    os.rename(model, "model.safetensors")
+    text = run("train", "--from", "model.safetensors", *options, "--", "wine.csv")
+    command = re.search(r"^next +steepest (.+)    keep", text, re.M).group(1)  # type: ignore[union-attr]
+    assert command == (
+        "train --out model2.safetensors --from model.safetensors --epochs 1 --lr 0.01 --seed 3 --log 'a log.csv' "
+        "-- wine.csv"
+    )
+    again = run(*shlex.split(command))
+    assert re.findall("^(?:epoch|test).*", again, re.M) == re.findall("^(?:epoch|test).*", text, re.M)
+    assert Path("model.safetensors").read_bytes() == before
+    assert "model2.safetensors: 13-8-3, ReLU, 1 epoch, by" in run("evaluate", "model2.safetensors", "wine.csv")
 
 
 def test_a_checkpoint_with_another_encoding(run: Run, model: str) -> None:

@@ -134,7 +134,7 @@ def test_the_command_exports_what_predict_says(
     assert cli.main(["train", "table.csv", "--epochs", "3", "--hidden", "8", "--out", "model.safetensors"]) == 0
     assert cli.main(["export", "model.safetensors", "model.onnx"]) == 0
     assert cli.main(["predict", "model.safetensors", "table.csv", "--out", "predictions.csv"]) == 0
-    assert "exported" in capsys.readouterr().out
+    assert f"x (float64, batch x {data.data.shape[1]}) -> " in capsys.readouterr().out
     first = [line.split(",")[0] for line in Path("predictions.csv").read_text().splitlines()[1:]]
     got = answers("model.onnx", data.data)
     if name == "iris":

@@ -137,6 +137,37 @@ def test_a_study_of_something_else_is_not_gone_on_with(tmp_path: Path, capsys: p
     assert main([*command, "--dropout", "0.1", "--study", "dropout"]) == 0
 
 
+def test_ctrl_c_tells_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objective, calls = _tune_command._objective, 0
+
+    def interrupted(*args: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return objective(*args)
+
+    monkeypatch.setattr(_tune_command, "_objective", interrupted)
+    storage = f"sqlite:///{tmp_path}/study.db"
+    command = ["tune", "--trials", "4", *SMALL[:-2], "--hidden", "8", "--epochs", "1"]
+    assert main([*command, "--storage", storage]) == 130
+    printed, errors = capsys.readouterr()
+    assert "; up to 1 epoch a trial" in printed and not errors
+    best = optuna.load_study(study_name="steepest", storage=storage).best_trial
+    assert re.search(
+        rf"2 complete, 0 pruned of 4; interrupted\ntrial .*\n +{best.number + 1} +{best.value:.4g} ", printed
+    )
+    assert re.search(rf"^the same .* --lr {best.user_attrs['settings']['lr']} ", printed, re.M)
+    assert printed.endswith("next           the same command goes on with this study\n")
+    assert main([*command, "--storage", storage]) == 0
+    assert "4 complete, 0 pruned\n" in capsys.readouterr().out
+    calls = 2
+    assert main(command) == 130
+    assert capsys.readouterr().out.endswith("trials         0 complete, 0 pruned of 4; interrupted\n")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -144,6 +175,8 @@ def test_a_study_of_something_else_is_not_gone_on_with(tmp_path: Path, capsys: p
         (["--storage", "sqlite:////nowhere/study.db"], "--storage: expected the URL of a database"),
         (["--validation-split", "0"], "the search needs validation data"),
         (["--out", "model.onnx"], "expected a name that ends in .safetensors"),
+        (["--study", "abc"], "--study: expected --storage URL with it"),
+        (["--heartbeat", "9"], "--heartbeat: expected --storage URL with it"),
         (["--trials", "0"], "expected a whole number from 1 up, got '0'"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import os
 import tempfile
 import time
@@ -18,8 +19,9 @@ from steepest import compress as ways
 from steepest import losses, metrics, optim, schedules
 from steepest._encoding import Encoding
 from steepest._model_commands import outputs_of
+from steepest._settings import counted, number, whole_number
 from steepest._task import Task, load_task
-from steepest._train_command import SUFFIX, check_writable, describe, line, open_model
+from steepest._train_command import SUFFIX, check_writable, describe_file, line, open_model
 from steepest.nn import Sequential
 from steepest.train import Trainer
 
@@ -47,53 +49,54 @@ def _add_quantization(group: Any) -> None:
     group.add_argument("--quantize", nargs="?", const="static", choices=("static", "dynamic"), help=text)
     group.add_argument("--bits", type=int, choices=(8, 7, 1), default=8, help="of a weight (default: 8; 1: its sign)")
     text = "of a layer's inputs that static ranges hold, from either end (default: 100)"
-    group.add_argument("--percentile", type=float, default=100.0, help=text, metavar="P")
+    percentile = partial(number, least=math.nextafter(50, 100), most=100, expected="a number above 50, up to 100")
+    group.add_argument("--percentile", type=percentile, help=text, metavar="P")
     text = "training samples that static ranges are taken from (default: 1000)"
-    group.add_argument("--samples", type=int, default=1000, help=text, metavar="N")
+    group.add_argument("--samples", type=whole_number, help=text, metavar="N")
 
 
 def _quantize(model: Sequential, task: Task, args: argparse.Namespace) -> tuple[Sequential, str]:
-    if args.samples < 1:
-        raise ValueError(f"--samples: expected a whole number from 1 up, got {args.samples}")
     x = task.train[0]
-    picked = np.random.default_rng(0).permutation(len(x))[: args.samples]
+    picked = np.random.default_rng(0).permutation(len(x))[: args.samples or 1000]
     calibration = x[np.sort(picked)] if args.quantize == "static" else None
-    small = ways.quantize(model, calibration, percentile=args.percentile, bits=args.bits)
-    how = f", calibrated with {len(picked):,} training samples" if calibration is not None else ""
+    small = ways.quantize(model, calibration, percentile=args.percentile or 100, bits=args.bits)
+    how = f", calibrated with {counted(len(picked), 'training sample')}" if calibration is not None else ""
     return small, f"{small.kind}{how}"
 
 
 def _add_pruning(group: Any) -> None:
     text = "zero the least weights (magnitude), or any: the baseline"
     group.add_argument("--prune", choices=("magnitude", "l2", "random"), help=text)
-    group.add_argument("--amount", type=float, default=0.8, help="how much of it (default: 0.8)", metavar="FRACTION")
+    amount = partial(number, least=0, most=1, expected="a fraction from 0 to 1")
+    group.add_argument("--amount", type=amount, default=0.8, help="how much of it (default: 0.8)", metavar="FRACTION")
     text = "of what the amount is (default: global, all layers together; with --units, each layer)"
     group.add_argument("--scope", choices=("layer", "global"), help=text)
     text = "whole neurons, by the norm of their weights, which are then cut out"
     group.add_argument("--units", action="store_true", help=text)
     text = "to train on for, pruning weights gradually in the first half (default: 0)"
-    group.add_argument("--epochs", type=int, default=0, help=text, metavar="N")
+    group.add_argument("--epochs", type=partial(whole_number, least=0), default=0, help=text, metavar="N")
 
 
 def _prune(model: Sequential, task: Task, args: argparse.Namespace) -> tuple[Sequential, str]:
-    if args.epochs < 0:
-        raise ValueError(f"--epochs: expected a whole number from 0 up, got {args.epochs}")
     x, y = task.train
     steps = args.epochs * -(-len(x) // ROWS)
     model, amount = copy.deepcopy(model), args.amount
     model.freeze(0)
     if steps and not args.units and 0 < amount <= 1:
         amount = ways.cubic(amount, steps=max(1, steps // 2))
-    pruning = ways.prune(
-        model, amount, method=args.prune, scope=args.scope, structured=args.units, every=max(1, steps // 50)
-    )
+    try:
+        pruning = ways.prune(
+            model, amount, method=args.prune, scope=args.scope, structured=args.units, every=max(1, steps // 50)
+        )
+    except ValueError as error:  # of the amount, which left a layer no unit
+        raise ValueError(f"--{error}") from None
     if steps:
         loss = losses.softmax_cross_entropy if task.encoding.labelled else losses.mse
         optimizer = optim.Adam(model.param_groups(), lr=schedules.cosine(1e-3, steps=steps))
         Trainer(model, loss, optimizer).fit(x, y, batch_size=ROWS, epochs=args.epochs, callbacks=[pruning])
     pruning.remove()
     kind = f"{args.amount:.4g} of the {'units' if args.units else 'weights'}, {args.prune}"
-    note = f"{kind}, {pruning.sparsity:.1%} zeros; trained on for {args.epochs} epochs"
+    note = f"{kind}, {pruning.sparsity:.1%} zeros; trained on for {counted(args.epochs, 'epoch')}"
     return ways.shrink(model) if args.units else model, note
 
 
@@ -120,6 +123,9 @@ def compress(args: argparse.Namespace) -> int:
     asked = [way for way in WAYS if way.is_asked(args)]
     if not asked:
         raise ValueError("expected at least one way to make it smaller, such as --quantize")
+    for option in ("percentile", "samples"):
+        if args.quantize == "dynamic" and getattr(args, option) is not None:
+            raise ValueError(f"--{option} is for --quantize static; the dynamic ranges are each batch's own")
     if not args.out.endswith(SUFFIX):
         raise ValueError(f"--out {args.out}: expected a name that ends in {SUFFIX}")
     check_writable("--out", args.out, {"MODEL": args.model, "DATA": args.data})
@@ -127,7 +133,7 @@ def compress(args: argparse.Namespace) -> int:
     settings = {**saved.extra["settings"], "from": None}
     task = load_task({**settings, "data": args.data or settings["data"]}, Encoding.of_document(saved.extra["encoding"]))
     keep = partial(ways.save, history=saved.history, extra={**saved.extra, "last": None})
-    line("model", f"{args.model}: {describe(saved.model)}, {saved.epoch} epochs, by steepest {saved.version}")
+    line("model", describe_file(args.model, saved))
     line("data", task.data)
 
     model, rows = saved.model, [_row("as it was", saved.model, task, keep)]

@@ -168,7 +168,11 @@ class Encoding:
         if self.classes is None:
             if y.dtype.kind not in "biuf":
                 raise ValueError(f"{where}: {self.target}: expected numbers, got {str(y[0])!r}")
-            return np.asarray((y.astype(np.float64) - self.center) / self.spread, np.float32)
+            with np.errstate(over="ignore", invalid="ignore"):
+                scaled = np.asarray((y.astype(np.float64) - self.center) / self.spread, np.float32)
+            if not np.isfinite(scaled).all():
+                raise ValueError(f"{where}: {self.target}: the values are too large; scale them down")
+            return scaled
         if (y.dtype.kind == "U") != self.worded:
             raise ValueError(f"{where}: expected labels such as {self.classes[0]}, got {y[0]}")
         places = _places(y, self.classes)

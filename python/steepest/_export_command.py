@@ -44,5 +44,6 @@ def export(args: argparse.Namespace) -> int:
     line("model", f"{args.model}: {describe(saved.model)}")
     outputs = "label, probabilities, logits" if encoding.labelled else "value, logits"
     shape = " x ".join(map(str, ("batch", *encoding.shape)))
-    line("exported", f"{args.out}, {Path(args.out).stat().st_size:,} bytes: x ({shape}) -> {outputs}")
+    dtype = "float64" if np.ndim(encoding.mean) else "float32"  # as `export_onnx` has it
+    line("exported", f"{args.out}, {Path(args.out).stat().st_size:,} bytes: x ({dtype}, {shape}) -> {outputs}")
     return 0

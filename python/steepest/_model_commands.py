@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from steepest import _storage, compress, metrics
 from steepest._encoding import Encoding
+from steepest._settings import counted
 from steepest._task import draw, prepared, read, read_inputs
-from steepest._train_command import check_plot, check_writable, describe, line, new_axes, open_model
+from steepest._train_command import check_plot, check_writable, describe_file, line, new_axes, open_model, save_plot
 from steepest.checkpoint import Checkpoint
 from steepest.datasets import Pair
 from steepest.nn import Sequential
@@ -48,8 +49,8 @@ def evaluate(args: argparse.Namespace) -> int:
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in scores.items()}
         print(json.dumps({"model": args.model, "data": data, **plain}))
     else:
-        line("model", f"{args.model}: {describe(saved.model)}, {saved.epoch} epochs, by steepest {saved.version}")
-        line("data", f"{data}{PARTS[part]}, {len(y):,} samples")
+        line("model", describe_file(args.model, saved))
+        line("data", f"{data}{PARTS[part]}, {counted(len(y), 'sample')}")
         (_print_regression if encoding.classes is None else _print_classification)(scores)
     if args.plot:
         ax = new_axes()
@@ -57,7 +58,7 @@ def evaluate(args: argparse.Namespace) -> int:
             _draw_values(ax, encoding.target, true, predicted)
         else:
             _draw_matrix(ax, encoding.target, scores)
-        ax.figure.savefig(args.plot)
+        save_plot(ax, args.plot)
     return 0
 
 
@@ -78,7 +79,7 @@ def predict(args: argparse.Namespace) -> int:
     text = io.StringIO()
     _write(text, outputs, encoding)
     _storage.replace(args.out, (memoryview(text.getvalue().encode()),))
-    line("predictions", f"{args.out}, of {data}, {len(x):,} samples")
+    line("predictions", f"{args.out}, of {data}, {counted(len(x), 'sample')}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -91,6 +92,29 @@ DEFAULTS: dict[str, Any] = {
 MAY_CHANGE = ("data", "epochs")  # when a run is resumed; other data are found out by their fingerprint
 
 
+def number(text: str, least: float, most: float, expected: str) -> float:
+    """An option's number from `least` to `most`; argparse tells what else was `expected`."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
+    return value
+
+
+def whole_number(text: str, least: int = 1) -> int:
+    """An option's whole number from `least` up."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"expected a whole number from {least} up, got {text!r}")
+    return int(text)
+
+
+def counted(n: int, noun: str) -> str:
+    """As in "1 epoch" and "2 epochs"."""
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 def given(args: argparse.Namespace) -> dict[str, Any]:
     """The options that the command line names."""
     found = {name: getattr(args, name, None) for name in DEFAULTS}
@@ -163,7 +187,7 @@ def in_words(settings: Mapping[str, Any]) -> str:
     own = SUITED.get(settings["optimizer"], Suited())
     plan = SCHEDULES[settings["schedule"]]
     over = (
-        f" over {settings['schedule_epochs']} epochs"
+        f" over {counted(settings['schedule_epochs'], 'epoch')}"
         if settings["schedule_epochs"] != settings["epochs"] and plan.ends
         else ""
     )
@@ -173,7 +197,7 @@ def in_words(settings: Mapping[str, Any]) -> str:
     if settings.get("state_dtype"):
         options += f", {settings['state_dtype']} state"
     stopping = f", early stopping after {settings['early_stopping']} without a smaller validation loss"
-    size = f"{settings['epochs']} epoch{'s' * (settings['epochs'] != 1)} in batches of {settings['batch_size']}"
+    size = f"{counted(settings['epochs'], 'epoch')} in batches of {settings['batch_size']}"
     return (
         f"{OPTIMIZERS[settings['optimizer']]}, {rate}{options}; {size}{stopping if settings['early_stopping'] else ''}"
     )

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -91,11 +91,22 @@ def _checksum(data: memoryview, at: int) -> bytes:
     return digest.hexdigest().encode()
 
 
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """An OSError names the file, as that of a full disk does not by itself."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = os.fspath(path)
+        del error.filename2  # None would be shown as a name
+        raise
+
+
 def replace(path: str, parts: Iterable[memoryview]) -> None:
     target = os.path.realpath(path)  # what a link points to is replaced, not the link
     folder = os.path.dirname(target)
     temporary = os.path.join(folder, f".steepest-{os.urandom(8).hex()}.tmp")
-    try:
+    with naming(path):
         mode = _replaceable(path, target)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         try:
@@ -110,10 +121,6 @@ def replace(path: str, parts: Iterable[memoryview]) -> None:
             raise
         if os.name == "posix":
             _flush_folder(folder)
-    except OSError as error:
-        error.filename = path
-        del error.filename2  # None would be shown as a name
-        raise
 
 
 def _replaceable(path: str, target: str) -> int | None:

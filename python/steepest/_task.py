@@ -253,7 +253,11 @@ def draw(splits: Splits, settings: Mapping[str, Any]) -> tuple[Splits, str]:
     if validation and asked is not None:
         raise ValueError("--validation-split: the data have a validation part of their own")
     share = 0.0 if validation else 0.1 if asked is None else asked
-    drawn = split(*whole, seed=settings["seed"], validation=share, test=0.0 if test else 0.2)
+    try:
+        drawn = split(*whole, seed=settings["seed"], validation=share, test=0.0 if test else 0.2)
+    except ValueError as error:
+        reason = str(error).removeprefix("split: ").replace("validation=", "--validation-split ")
+        raise ValueError(f"{settings['data'] or DIGITS}: {reason}") from None
     missing = [name for name, part in (("validation", drawn.validation), ("test", drawn.test)) if part]
     which = f"{missing[0]} " if len(missing) == 1 else ""
     stratified = "" if whole[1].dtype.kind == "f" else " stratified"
@@ -271,9 +275,13 @@ def _encoding(data: Data, xs: Sequence[Array], y: Array, task: str, earlier: Enc
     elif earlier and earlier.task == task:
         center, spread = earlier.center, earlier.spread
     else:
-        center, spread = float(y.mean()), float(y.std())
-        if not np.ptp(y) > 0:
+        if y.min() == y.max():
             raise ValueError(f"{data.name}: all values of {data.target} are {y[0]:g}: there is nothing to learn")
+        with np.errstate(over="ignore", invalid="ignore"):
+            center, spread = float(y.mean()), float(y.std())
+        if not 0 < spread < np.inf:  # their squares overflow, or underflow
+            size = "small" if spread == 0 else "large"
+            raise ValueError(f"{data.name}: the values of {data.target} are too {size} to standardise; scale them")
     if earlier:
         return replace(earlier, target=data.target, classes=classes, center=center, spread=spread, columns=data.columns)
     embedded = data.name.startswith("digits (")
@@ -296,7 +304,7 @@ def _described(data: Data, samples: int, encoding: Encoding) -> str:
     if encoding.columns and len(encoding.columns.features) != encoding.shape[0]:
         strings = [name for name, kind in encoding.columns.features.items() if kind is not None]
         made = f" (of {len(encoding.columns.features)} columns; one per value of {', '.join(strings)})"
-    return f"{data.name}, {samples:,} samples of {size} features{made}{classes}{scaling}{data.note}"
+    return f"{data.name}, {samples:,} samples of {size} feature{'s' * (size != '1')}{made}{classes}{scaling}{data.note}"
 
 
 def _target_line(data: Data, encoding: Encoding, guessed: bool) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
+import itertools
 import math
 import os
 import shlex
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import steepest as sp
-from steepest import _settings, metrics, nn
+from steepest import _settings, _storage, metrics, nn
 from steepest._encoding import Encoding
 from steepest._history import History
 from steepest._proof import Proof, time_step
@@ -64,8 +66,7 @@ def train(args: argparse.Namespace) -> int:
     line("speed", f"{step} {ours:.1f} us, NumPy's formula {theirs:.1f} us: {theirs / ours:.1f} times as fast")
     line("proof", proof.result())
     if args.plot:
-        ax = trainer.history.plot(ax=new_axes())
-        ax.figure.savefig(args.plot)
+        save_plot(trainer.history.plot(ax=new_axes()), args.plot)
         line("plot", args.plot)
     _suggest(args, run.settings)
     return 0
@@ -108,6 +109,13 @@ def new_axes() -> Any:
     except ImportError as error:
         raise ImportError('--plot needs matplotlib: pip install "steepest[plot]"') from error
     return Figure(figsize=(6.4, 4.8), layout="constrained").subplots()
+
+
+def save_plot(ax: Any, path: str) -> None:
+    """Replaces the file by the figure that the axes are of, at once or not at all."""
+    drawn = io.BytesIO()
+    ax.figure.savefig(drawn, format=Path(path).suffix[1:].lower())
+    _storage.replace(path, (drawn.getbuffer(),))
 
 
 def check_plot(path: str, others: Mapping[str, str | None]) -> None:
@@ -219,18 +227,23 @@ def fit(run: Run, callbacks: list[Callback], verbose: bool = True) -> Trainer:
     )
     trainer = Trainer(run.model, loss, run.optimizer, [score])
     trainer.history = run.history
-    with np.errstate(over="ignore", invalid="ignore"):  # the trainer names a loss that is not finite
-        trainer.fit(
-            *run.task.train,
-            batch_size=settings["batch_size"],
-            epochs=settings["epochs"],
-            validation_data=run.task.validation,
-            class_weight=_class_weight(settings["class_weight"], encoding),
-            seed=settings["seed"],
-            callbacks=callbacks,
-            initial_epoch=run.epochs_done,
-            verbose=verbose,
-        )
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):  # the trainer names a loss that is not finite
+            trainer.fit(
+                *run.task.train,
+                batch_size=settings["batch_size"],
+                epochs=settings["epochs"],
+                validation_data=run.task.validation,
+                class_weight=_class_weight(settings["class_weight"], encoding),
+                seed=settings["seed"],
+                callbacks=callbacks,
+                initial_epoch=run.epochs_done,
+                verbose=verbose,
+            )
+    except FloatingPointError as error:
+        what, separator, _ = str(error).partition(";")  # what follows names arguments that are no options here
+        advice = f"; expected a smaller --lr, got {settings['lr']:g}" if separator else ""
+        raise FloatingPointError(what + advice) from error
     return trainer
 
 
@@ -278,6 +291,12 @@ def describe(model: nn.Sequential) -> str:
     rates = {f"dropout {layer.rate:g}" for layer in model.layers if isinstance(layer, nn.Dropout)}
     kind = [model.kind] if hasattr(model, "kind") else []  # of a quantised one
     return ", ".join([sizes, *names, *rates, *kind])
+
+
+def describe_file(path: str, saved: Checkpoint) -> str:
+    """What a file holds, and where that comes from."""
+    epochs = _settings.counted(saved.epoch, "epoch")
+    return f"{path}: {describe(saved.model)}, {epochs}, by steepest {saved.version}"
 
 
 def _frozen(model: nn.Sequential) -> str:
@@ -336,9 +355,11 @@ def _trim_log(path: str, epochs: int) -> None:
     """Leaves out the rows of epochs that will be trained again: a run may end between log and checkpoint."""
     with open(path, newline="") as file:
         rows = list(csv.reader(file))
-    kept = [row for i, row in enumerate(rows) if not i or (row and row[0].isdecimal() and int(row[0]) <= epochs)]
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows(kept)
+    text = io.StringIO()
+    csv.writer(text).writerows(
+        row for i, row in enumerate(rows) if not i or (row and row[0].isdecimal() and int(row[0]) <= epochs)
+    )
+    _storage.replace(path, (memoryview(text.getvalue().encode()),))
 
 
 def _class_weight(asked: Any, encoding: Encoding) -> Any:
@@ -375,8 +396,12 @@ def _suggest(args: argparse.Namespace, settings: Mapping[str, Any]) -> None:
         line("next", f"steepest evaluate {model} {source}    what it gets right and wrong")
         line("", f"steepest predict {model} {source} --out predictions.csv")
     else:
-        data = f" --data {source}" * (settings["data"] is not None)
-        line("next", f"steepest train{data} --out model{SUFFIX}    keep the model, to predict with it")
+        names = (f"model{n}{SUFFIX}" for n in itertools.chain([""], itertools.count(2)))
+        command, *options = args.words
+        out = ["--out", next(name for name in names if not os.path.lexists(name))]
+        # In front of the other options: a "--" among them may end all options.
+        again = shlex.join(["steepest", command, *out, *options])
+        line("next", f"{again}    keep the model, to predict with it")
     line("", "steepest verify    compare every kernel with its NumPy formula, bit for bit")
     if not args.out:
         line("", "steepest bench     time the kernels on this machine")

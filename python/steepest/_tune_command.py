@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from steepest import _settings, _train_command
+from steepest._settings import counted
 from steepest._task import DIGITS, Task, load_task
-from steepest._train_command import check_files, line
+from steepest._train_command import check_files, line, save_plot
+from steepest.callbacks import progress_bar
 
 PATIENCE = 10  # epochs without a smaller validation loss
 GRACE = 3  # heartbeats that a trial may miss before it counts as killed
@@ -62,6 +64,9 @@ def tune(args: argparse.Namespace) -> int:
     fixed["early_stopping"] = fixed["early_stopping"] or PATIENCE
     if fixed["validation_split"] == 0:
         raise ValueError("--validation-split: the search needs validation data; expected a fraction above 0")
+    for option in ("study", "heartbeat"):
+        if getattr(args, option) is not None and not args.storage:
+            raise ValueError(f"--{option}: expected --storage URL with it, which keeps the study, got none")
     named = _settings.given(args)
     space = {name: choice for name, choice in SPACE.items() if FIXED_BY.get(name, name) not in named}
     if not space:
@@ -69,24 +74,30 @@ def tune(args: argparse.Namespace) -> int:
     task = load_task(fixed, None)
     if task.validation is None:
         raise ValueError("the search needs validation data, and these have none")
-    storage = _storage(args.storage, args.heartbeat) if args.storage else None
+    storage = _storage(args.storage, args.heartbeat or 20) if args.storage else None
     study = _study(
         args, storage, space, {"data": task.fingerprint, "settings": repr(sorted(named.items())), "search": args.search}
     )
     line("data", task.data)
     line("split", task.split)
-    line("search", f"{args.search} over {', '.join(space)}; up to {fixed['epochs'] or 'the usual'} epochs a trial")
+    most = counted(fixed["epochs"], "epoch") if fixed["epochs"] else "the usual epochs"
+    line("search", f"{args.search} over {', '.join(space)}; up to {most} a trial")
     trials = args.trials
     if args.search == "grid":
         size = math.prod(len(choice.grid) for choice in space.values())
         trials = min(trials, size)
         line("grid", f"{trials:,} of {size:,} combinations")
-    _search(study, storage, trials, lambda trial: _objective(trial, fixed, space, task))
-    complete = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
+    try:
+        _search(study, storage, trials, lambda trial: _objective(trial, fixed, space, task))
+    except KeyboardInterrupt:
+        if complete := _complete(study, f" of {trials}; interrupted"):
+            line("the same", _command(_report(complete, {}).user_attrs["settings"], args.out))
+        if storage:
+            line("next", "the same command goes on with this study")
+        raise
+    complete = _complete(study)
     if not complete:
         raise ValueError("no trial came to its end: every loss was infinite or not a number")
-    pruned = len(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.PRUNED,)))
-    line("trials", f"{len(complete)} complete, {pruned} pruned")
     shares = optuna.importance.get_param_importances(study) if len(complete) > 1 else {}
     best = _report(complete, shares)
     if args.plot:
@@ -99,6 +110,16 @@ def tune(args: argparse.Namespace) -> int:
         settings = settings | {"hidden": tuple(settings["hidden"])}
         return _train_command.train(argparse.Namespace(**settings, **files))
     return 0
+
+
+def _complete(study: Any, note: str = "") -> list[Any]:
+    """The trials that came to their ends; prints how many did."""
+    from optuna.trial import TrialState
+
+    complete: list[Any] = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    pruned = len(study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)))
+    line("trials", f"{len(complete)} complete, {pruned} pruned{note}")
+    return complete
 
 
 def _optuna() -> Any:
@@ -126,20 +147,21 @@ def _study(args: argparse.Namespace, storage: Any, space: Mapping[str, Choice], 
             return optuna.samplers.RandomSampler(seed)
         return optuna.samplers.TPESampler(seed=seed)
 
+    name = args.study or "steepest"
     study = optuna.create_study(
         storage=storage,
-        study_name=args.study,
+        study_name=name,
         load_if_exists=True,
         sampler=SeededSampler(sampler, args.seed or 0),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3),
     )
     kept = study.user_attrs
-    for name, content in contents.items():
-        if kept.get(name, content) != content:
+    for what, content in contents.items():
+        if kept.get(what, content) != content:
             raise ValueError(
-                f"--study {args.study}: {name}: expected those of this study, {kept[name]}; give this search a new name"
+                f"--study {name}: {what}: expected those of this study, {kept[what]}; give this search a new name"
             )
-        study.set_user_attr(name, content)
+        study.set_user_attr(what, content)
     return study
 
 
@@ -191,7 +213,6 @@ def _search(study: Any, storage: Any, trials: int, objective: Callable[[Any], fl
     """
     import optuna
     from optuna.trial import TrialState
-    from tqdm import tqdm
 
     interrupted: list[int] = []
     seen: set[int] = set()
@@ -205,7 +226,7 @@ def _search(study: Any, storage: Any, trials: int, objective: Callable[[Any], fl
             interrupted.append(trial.number)
             raise
 
-    bar = tqdm(total=trials, unit="trial", disable=not sys.stderr.isatty())
+    bar = progress_bar(total=trials, unit="trial", disable=not sys.stderr.isatty())
     bar.display() if not bar.disable else None
     try:
         with warnings.catch_warnings():
@@ -339,4 +360,4 @@ def _plot(complete: list[Any], shares: Mapping[str, float], path: str) -> None:
     history.legend()
     importance.barh(list(shares)[::-1], list(shares.values())[::-1])
     importance.set(xlabel="share", title="importance")
-    history.figure.savefig(path)
+    save_plot(history, path)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 import numpy as np
 
+from steepest import _storage
 from steepest._history import History
 
 if TYPE_CHECKING:
@@ -356,7 +357,7 @@ class CSVLogger(Callback):
         """Empties the file, or reads which columns it has."""
         self._names = None
         if self.append and os.path.exists(self.path):
-            with open(self.path, "a+", newline="") as file:
+            with _storage.naming(self.path), open(self.path, "a+", newline="") as file:
                 file.seek(0)
                 text = file.read()
                 self._names = next(filter(None, csv.reader(io.StringIO(text, newline=""))), None)
@@ -368,7 +369,7 @@ class CSVLogger(Callback):
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Adds the row; the file is complete after every epoch."""
         row = {"epoch": epoch + 1, **logs}
-        with open(self.path, "a", newline="") as file:
+        with _storage.naming(self.path), open(self.path, "a", newline="") as file:
             writer = csv.DictWriter(file, self._names or list(row), extrasaction="ignore")
             if self._names is None:
                 self._names = list(row)
@@ -376,8 +377,18 @@ class CSVLogger(Callback):
             writer.writerow(row)
 
 
+def progress_bar(**options: Any) -> Any:
+    """tqdm's, and not blank on a pseudo-terminal of 0 columns and rows, from which tqdm takes 1."""
+    from tqdm import tqdm
+
+    bar = tqdm(**options)
+    if not bar.disable and bar.ncols == -1:
+        bar.ncols = bar.nrows = None
+    return bar
+
+
 class ProgressBar(Callback):
-    """Shows progress: a tqdm bar per epoch on a terminal, elsewhere one plain line per epoch.
+    """Shows progress: one plain line per epoch, and on a terminal a tqdm bar while the epoch lasts.
 
     `file`: where to; None is the standard error for bars and the standard output for lines.
     """
@@ -389,9 +400,7 @@ class ProgressBar(Callback):
     def on_epoch_begin(self, epoch: int, logs: Logs) -> None:
         """Opens the bar on a terminal."""
         if (self.file or sys.stderr).isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=self.params["steps"], desc=self._title(epoch), file=self.file)
+            self._bar = progress_bar(total=self.params["steps"], desc=self._title(epoch), file=self.file, leave=False)
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Moves the bar."""
@@ -400,12 +409,9 @@ class ProgressBar(Callback):
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Shows the epoch's figures."""
+        self._close()  # a line may be wider than the terminal, where a bar would be cut
         figures = "  ".join(f"{name} {value:.4g}" for name, value in logs.items())
-        if self._bar is None:
-            print(f"{self._title(epoch)}  {figures}", file=self.file, flush=True)
-            return
-        self._bar.set_postfix_str(figures)
-        self._close()
+        print(f"{self._title(epoch)}  {figures}", file=self.file, flush=True)
 
     def on_train_end(self, logs: Logs) -> None:
         """Closes a bar that an error or Ctrl-C left open."""

@@ -13,6 +13,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,7 +22,7 @@ import steepest as sp
 from steepest import _compress_command, _export_command
 from steepest._model_commands import evaluate, predict
 from steepest._proof import ProofError
-from steepest._settings import ACTIVATIONS, OPTIMIZERS, SCHEDULES
+from steepest._settings import ACTIVATIONS, OPTIMIZERS, SCHEDULES, number, whole_number
 from steepest._train_command import line, train
 from steepest._tune_command import tune
 
@@ -30,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     if sys.stdout is None:  # closed, as in `>&-`
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        args = _parser().parse_args(argv)
+        args = _parser().parse_args(words, argparse.Namespace(words=words))
         code: int = args.run(args)
         sys.stdout.flush()
         return code
@@ -84,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--quick", action="store_true", help="fewer combinations of options")
     sub = command("bench", bench, "time the kernels against NumPy on this machine")
     sub.add_argument("kernels", nargs="*", metavar="KERNEL", help="adamw, mse, ... (default: all)")
-    sub.add_argument("--size", type=_count, action="append", metavar="N", help="elements; may be repeated")
+    sub.add_argument("--size", type=whole_number, action="append", metavar="N", help="elements; may be repeated")
     sub.add_argument("--quick", action="store_true", help="leave out what takes long")
     sub.add_argument("--all", action="store_true", help="every kernel at every size")
     command("info", info, "version, instruction sets, threads, compiler")
@@ -112,7 +114,7 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     _add_settings(parser)
     add = _adder(parser, "beginnings")
     add("--from", "start from this trained model; a new last layer if the classes differ", metavar="MODEL")
-    add("--freeze", "of that model, the first N dense layers stay as they are", type=_count, metavar="N")
+    add("--freeze", "of that model, the first N dense layers stay as they are", type=whole_number, metavar="N")
 
     add = _adder(parser, "files")
     add("--out", "keep the model here, saved as training goes on", metavar="NAME.safetensors")
@@ -129,7 +131,7 @@ def _add_tune_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--trials",
         "in all, those that the study has already included (default: 50); each of several processes may begin a last",
-        type=_count,
+        type=whole_number,
         default=50,
     )
     add(
@@ -137,9 +139,9 @@ def _add_tune_options(parser: argparse.ArgumentParser) -> None:
         "keep the study here, to go on with or to share: sqlite:///study.db, postgresql://...",
         metavar="URL",
     )
-    add("--study", "its name there (default: steepest)", default="steepest", metavar="NAME")
+    add("--study", "its name there (default: steepest)", metavar="NAME")
     silence = "a trial is run again when its process has given no sign of life for three times as long (default: 20)"
-    add("--heartbeat", silence, type=_count, default=20, metavar="SECONDS")
+    add("--heartbeat", silence, type=whole_number, metavar="SECONDS")
     add("--out", "train with the best settings once more, and keep the model here", metavar="NAME.safetensors")
     add("--plot", "draw the history of the search, and what mattered", metavar="FILE.png")
     _add_settings(parser)
@@ -169,11 +171,11 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     plans = "; ".join(f"{name}: {plan.words}" for name, plan in SCHEDULES.items() if plan.words)
     add("--schedule", f"of the learning rate (default: cosine). {plans}", choices=SCHEDULES)
     length = "when cosine, linear and one-cycle end (default: --epochs); a resumed run keeps to it"
-    add("--schedule-epochs", length, type=_count, metavar="N")
-    add("--epochs", "default: 40, or 10 from 10,000 samples up", type=_count, metavar="N")
-    add("--batch-size", "default: 32", type=_count, metavar="N")
+    add("--schedule-epochs", length, type=whole_number, metavar="N")
+    add("--epochs", "default: 40, or 10 from 10,000 samples up", type=whole_number, metavar="N")
+    add("--batch-size", "default: 32", type=whole_number, metavar="N")
     stopping = "stop after N epochs without a smaller validation loss, with the best epoch's weights"
-    add("--early-stopping", stopping, type=_count, metavar="N")
+    add("--early-stopping", stopping, type=whole_number, metavar="N")
     add("--l1", "L1 penalty of weights, not biases (default: 0)", type=_not_negative, metavar="RATE")
     add("--weight-decay", f"of weights, not biases {own}", type=_not_negative, metavar="RATE")
     add("--state-dtype", "of the optimizer (default: float32)", choices=("float32", "bfloat16", "8bit"))
@@ -183,43 +185,14 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--seed", seed, type=_seed, metavar="N")
 
 
-def _number(text: str, least: float, expected: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not least <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"expected {expected}, got {text!r}")
-    return value
-
-
-def _positive(text: str) -> float:
-    return _number(text, sys.float_info.min, "a positive number")
-
-
-def _not_negative(text: str) -> float:
-    return _number(text, 0, "a number from 0 up")
-
-
-def _count(text: str, least: int = 1) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"expected a whole number from {least} up, got {text!r}")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    return _count(text, 0)
+_positive = partial(number, least=sys.float_info.min, most=sys.float_info.max, expected="a positive number")
+_not_negative = partial(number, least=0, most=sys.float_info.max, expected="a number from 0 up")
+_fraction = partial(number, least=0, most=math.nextafter(1, 0), expected="a number from 0 to below 1")
+_seed = partial(whole_number, least=0)
 
 
 def _widths(text: str) -> tuple[int, ...]:
-    return () if text == "none" else tuple(map(_count, text.split(",")))
-
-
-def _fraction(text: str) -> float:
-    value = _number(text, 0, "a number from 0 to below 1")
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to below 1, got {text!r}")
-    return value
+    return () if text == "none" else tuple(map(whole_number, text.split(",")))
 
 
 def _names(text: str) -> tuple[str, ...]:

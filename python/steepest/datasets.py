@@ -116,8 +116,8 @@ def split(
     too_small = (test and not sizes["test"]) or (validation and not sizes["validation"])
     if too_small or sum(sizes.values()) > n - len(counts):
         raise ValueError(
-            f"split: {n} samples of {len(counts)} classes are too few for validation={validation} "
-            f"and test={test}; give more samples or smaller parts"
+            f"split: too few samples for validation={validation} and test={test}, got {n}"
+            f"{f' (classes: {len(counts)})' * labelled}; give more samples or smaller parts"
         )
 
     rng = np.random.default_rng(seed)
