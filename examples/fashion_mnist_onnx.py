@@ -7,16 +7,16 @@ Needs `pip install "steepest[onnx]"` and `apt-get install dataset-fashion-mnist`
 
     $ python examples/fashion_mnist_onnx.py
     network      model            kB  accuracy  same class   us per image
-    dense        float32          408    86.70%    100.00%           3.5
-    dense        8 bits static    104    86.61%     99.75%           2.5
-    dense        8 bits dynamic   104    86.57%     99.64%           3.0
-    dense        7 bits static    104    86.78%    100.00%           3.5
-    dense        7 bits dynamic   104    86.77%    100.00%           2.9
-    convolution  float32           22    87.98%    100.00%          12.3
-    convolution  8 bits static      8    86.39%     95.68%          54.7
-    convolution  8 bits dynamic     7    87.86%    100.00%         125.6
-    convolution  7 bits static      8    87.97%     99.95%          47.7
-    convolution  7 bits dynamic     7    87.93%    100.00%         130.1
+    dense        float32          408    86.17%    100.00%           2.6
+    dense        8 bits static    104    86.20%    100.00%           1.2
+    dense        8 bits dynamic   104    86.28%    100.00%           1.2
+    dense        7 bits static    104    86.02%    100.00%           1.4
+    dense        7 bits dynamic   104    85.94%    100.00%           1.3
+    convolution  float32           22    87.99%    100.00%          12.9
+    convolution  8 bits static      8    88.01%     99.98%          19.8
+    convolution  8 bits dynamic     7    87.98%    100.00%          58.3
+    convolution  7 bits static      8    88.07%     99.94%          19.3
+    convolution  7 bits dynamic     7    88.02%    100.00%          57.8
 """
 
 import argparse

@@ -7,15 +7,15 @@ long without pruning. Zipped sizes are those of the file by deflate: safetensors
 
     $ python examples/fashion_mnist_pruning.py
                                           not zero       KB KB zipped  accuracy  us, 256    us, 1
-    as trained                             101,770    408.6     379.5    89.03%      771       31
-    trained on for 5 epochs                101,770    408.6     379.6    89.26%      767       18
-    80% magnitude, not trained on           20,464    408.6      97.1    60.54%      628       17
-    80% random, trained on                  20,464    408.6     104.3    84.71%      627       29
-    80% magnitude by layer, trained on      20,464    408.6      97.8    87.49%      601       16
-    80% magnitude overall, trained on       20,464    408.6      97.4    88.80%      593       16
-    half the units, random                  50,890    205.1     190.2    88.75%      354       20
-    half the units, L1                      50,890    205.1     190.0    88.89%      396       17
-    half the units, L2                      50,890    205.1     190.0    88.84%      438       24
+    as trained                             101,770    408.6     379.4    89.02%      208       12
+    trained on for 5 epochs                101,770    408.6     379.5    89.30%      235       14
+    80% magnitude, not trained on           20,464    408.6      97.1    59.77%      212       11
+    80% random, trained on                  20,464    408.6     104.3    84.67%      355        8
+    80% magnitude by layer, trained on      20,464    408.6      97.8    87.57%      338        9
+    80% magnitude overall, trained on       20,464    408.6      97.4    88.89%      198        9
+    half the units, random                  50,890    205.1     190.2    88.81%      124        5
+    half the units, L1                      50,890    205.1     190.1    89.00%      115        5
+    half the units, L2                      50,890    205.1     190.1    88.85%      186        7
 """
 
 import argparse

@@ -6,15 +6,15 @@ the signs of the weights alone, between a first and a last layer of int8 where t
 Times vary with what else the machine does: these are of a busy one.
 
     $ python examples/fashion_mnist_quantized.py
-                                 bytes   accuracy   256 images
-    784-128-10  float32        408,792     88.99%      0.74 ms
-    784-128-10  int8, static   104,136     89.01%      0.74 ms
-    784-128-10  int8, dynamic  104,064     88.98%      0.87 ms
-    784-128-10  binary          16,352     78.40%      0.57 ms
-    convolution float32       2,778,752     91.29%    132.04 ms
-    convolution int8, static   697,256     91.35%     34.22 ms
-    convolution int8, dynamic  697,144     91.30%     48.33 ms
-    convolution binary          91,584     88.16%     33.22 ms
+                                  bytes   accuracy   256 images
+    784-128-10  float32         408,792     89.05%      0.32 ms
+    784-128-10  int8, static    104,136     89.02%      0.31 ms
+    784-128-10  int8, dynamic   104,064     88.99%      0.34 ms
+    784-128-10  binary           16,352     78.74%      0.30 ms
+    convolution float32       2,778,752     91.32%     52.17 ms
+    convolution int8, static    697,256     91.30%     17.20 ms
+    convolution int8, dynamic   697,144     91.29%     22.03 ms
+    convolution binary           91,592     88.22%     15.13 ms
 """
 
 import argparse
