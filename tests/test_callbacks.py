@@ -240,6 +240,10 @@ def test_model_checkpoint_of_an_unrecorded_quantity_and_in_bytes(tmp_path: Any) 
         run(ModelCheckpoint(tmp_path / "{f2}"))
     run(ModelCheckpoint(bytes(tmp_path / "{epoch}.safetensors")), epochs=1)
     assert (tmp_path / "1.safetensors").exists()
+    losses = Ends()
+    with pytest.raises(FileNotFoundError, match=r"expected a folder that exists for the path: '.*none.x'"):
+        run(losses, ModelCheckpoint(tmp_path / "none" / "x"))
+    assert losses.trainer.history.epoch == []  # before anything was trained
 
 
 class Ends(Callback):

@@ -11,6 +11,7 @@ Hook names and arguments are Keras'; epochs and batches count from 0.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import math
 import os
@@ -323,7 +324,10 @@ class ModelCheckpoint(_Monitor):
         super().__init__(monitor, mode, 0.0)
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Goes on: what it saved stays the best until something better comes."""
+        """Goes on: what it saved stays the best until something better comes. FileNotFoundError without a folder."""
+        folder = os.path.dirname(self.path)
+        if folder and "{" not in folder and not os.path.isdir(folder):
+            raise FileNotFoundError(errno.ENOENT, "expected a folder that exists for the path", self.path)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Saves, if it is time to."""
