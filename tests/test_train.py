@@ -483,6 +483,11 @@ def test_refused_types_and_optimizers() -> None:
         quiet(trainer(), X, Y.astype(float))
     with pytest.raises(TypeError, match=r"validation_data: .* got an array"):
         quiet(trainer(), X, Y, validation_data=X)
+    labels = np.zeros((10, 4), int)
+    labels[7, 2] = 3
+    sequences = trainer(nn.Sequential([nn.Dense(12), nn.Reshape((4, 3))], 5))
+    with pytest.raises(ValueError, match=r"^y: expected 0 to 2 for 3 classes, got 3 in row 7$"):
+        quiet(sequences, X[:10], labels)
     for name in ("batch_size", "epochs", "initial_epoch", "accumulate"):
         with pytest.raises(TypeError, match=f"^{name}: .*integer, got float"):
             quiet(trainer(), X, Y, **{name: 1.5})

@@ -258,10 +258,9 @@ class Trainer:
             raise TypeError(f"{name}: expected classes as integers, or a probability for each, got {y.dtype} {y.shape}")
         classes = self.model.output_shape[-1]
         if y.dtype.kind in "iu" and not 0 <= y.min() <= y.max() < classes:
-            row = np.argmax((y < 0) | (y >= classes))
-            raise ValueError(
-                f"{name}: expected 0 to {classes - 1} for {classes} classes, got {y.flat[row]} in row {row}"
-            )
+            place = int(np.argmax((y < 0) | (y >= classes)))
+            found = f"{y.flat[place]} in row {place * len(y) // y.size}"
+            raise ValueError(f"{name}: expected 0 to {classes - 1} for {classes} classes, got {found}")
 
     def _fixed_blas(self, data: Arrays | Stream) -> AbstractContextManager[Any]:
         return fixed_blas(self.model.multiplications * data.batch_size, self.blas_threads)
