@@ -29,8 +29,11 @@ constexpr std::ptrdiff_t kUnlockBytes = 2 << 20;
 constexpr std::ptrdiff_t kBriskBytes = 256 << 10, kSpinBytes = 2 << 20, kWakeBytes = 5 << 20, kAmidBytes = 10 << 20;
 // A block must be worth its ticket, and small enough that nobody waits long for the last one.
 constexpr std::ptrdiff_t kMinBlockBytes = 128 << 10, kMaxBlockBytes = 1 << 20;
-constexpr int kBlocksPerThread = 4;
+constexpr int kBlocksPerThread = 8;
 constexpr std::ptrdiff_t kMaxBlocks = 60000;  // a ticket has 16 bits for those from either end
+
+// A worker that takes longer to come to another core finds others at work there, and does not try again for a while.
+constexpr auto kArrival = std::chrono::microseconds(500), kStay = std::chrono::microseconds(50'000);
 
 // How long a worker stays awake after a region, and after a brisk one, one that soon follows it, or an announcement.
 constexpr auto kSpin = std::chrono::microseconds(30), kBriskSpin = std::chrono::microseconds(200);
@@ -52,6 +55,20 @@ inline int core() {
 #endif
 }
 
+// Moves this thread to another core; it may come back. Whether there is one.
+inline bool leave([[maybe_unused]] int core) {
+#ifdef __linux__
+  cpu_set_t all, others;
+  if (sched_getaffinity(0, sizeof all, &all) != 0) return false;
+  others = all;
+  CPU_CLR(core, &others);
+  const bool left = CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0;
+  return left && sched_setaffinity(0, sizeof all, &all) == 0;
+#else
+  return false;
+#endif
+}
+
 struct Settings {
   std::atomic<Engine> engine{Engine::pool};
   std::atomic<int> threads{1};
@@ -69,12 +86,9 @@ std::atomic<std::ptrdiff_t> counts[kMaxThreads];  // blocks that each thread ran
 
 bool must_share() { return settings.shared_block.load() > 0; }
 
-std::ptrdiff_t blocks_of(const Job& job) { return (job.units + job.block - 1) / job.block; }
-
 void run_block(const Job& job, std::ptrdiff_t b, int id) noexcept {
-  const std::ptrdiff_t begin = b * job.block;
   if (must_share()) counts[id].fetch_add(1);
-  job.run(job.context, begin, std::min(begin + job.block, job.units));
+  job.run(job.context, job.units * b / job.blocks, job.units * (b + 1) / job.blocks);
 }
 
 // Which job, and how many of its blocks are taken from either end; or `closed`, while one job replaces another.
@@ -95,7 +109,7 @@ class Pool {
  public:
   void run(const Job& job, int team) noexcept {
     grow(team - 1);
-    const auto blocks = static_cast<std::uint32_t>(blocks_of(job));
+    const auto blocks = static_cast<std::uint32_t>(job.blocks);
     const std::uint32_t number = ticket_.load().job + 1;
     ticket_.store({number, Ticket::closed, 0});
     job_.store(&job);
@@ -159,12 +173,25 @@ class Pool {
     return true;
   }
 
-  // Awake for a while, but not where the caller has to run.
-  void wait_for_job(std::uint32_t& last, int id) {
-    const std::int64_t deadline = now() + std::chrono::nanoseconds(kSpin).count();
+  // Whether this worker is on the caller's core, and stays there: where that works without pause the system wakes it
+  // there, and keeps it there, though another one may have nothing to do.
+  bool is_in_the_way(std::int64_t& stays_until) const {
     const int own = core();
+    if (own < 0 || own != core_.load()) return false;
+    const std::int64_t start = now();
+    if (start < stays_until || !leave(own)) return true;
+    const std::int64_t end = now();
+    if (end - start > std::chrono::nanoseconds(kArrival).count()) {
+      stays_until = end + std::chrono::nanoseconds(kStay).count();
+    }
+    return false;
+  }
+
+  // Awake for a while, but not where the caller has to run.
+  void wait_for_job(std::uint32_t& last, int id, std::int64_t& stays_until) {
+    const std::int64_t deadline = now() + std::chrono::nanoseconds(kSpin).count();
     for (std::int64_t at = now(); at < deadline || at < awake_until_.load(); at = now()) {
-      if (own >= 0 && own == core_.load()) break;
+      if (is_in_the_way(stays_until)) break;
       for (int i = 0; i < 16; ++i) {
         if (has_job(last, id)) return;
         pause();
@@ -174,12 +201,15 @@ class Pool {
     ++parked_;
     wake_.wait(lock, [&] { return has_job(last, id); });
     --parked_;
+    lock.unlock();
+    is_in_the_way(stays_until);
   }
 
   void serve(int id) {
     const DefaultFloatMode mode;
+    std::int64_t stays_until = 0;  // on the caller's core, if it finds itself there
     for (std::uint32_t last = 0;;) {
-      wait_for_job(last, id);
+      wait_for_job(last, id, stays_until);
       work(last, id);
       if (brisk_.load()) stay_awake();  // the others may take longer
     }
@@ -227,7 +257,7 @@ void run_openmp(const Job& job, int team) noexcept {
 #pragma omp parallel num_threads(team)
   {
     const DefaultFloatMode mode;
-    for (std::ptrdiff_t b; (b = next.fetch_add(1)) < blocks_of(job);) {
+    for (std::ptrdiff_t b; (b = next.fetch_add(1)) < job.blocks;) {
       run_block(job, b, omp_get_thread_num());
       while (must_share() && next.load() < omp_get_num_threads()) std::this_thread::yield();
     }
@@ -315,24 +345,19 @@ void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) noexcept {
     return;
   }
   const std::ptrdiff_t all_threads = threads();  // another thread may change it
-  const std::ptrdiff_t share = bytes / (kBlocksPerThread * all_threads);
-  job.block = std::clamp(share, kMinBlockBytes, kMaxBlockBytes) / std::max<std::ptrdiff_t>(bytes_per_unit, 1);
-  job.block = std::max<std::ptrdiff_t>(job.block, 1);
   const std::int64_t begin = now();
   if (pool->is_brisk(begin)) job.pace = Pace::brisk;
   const bool is_timed = bytes >= (job.pace == Pace::brisk ? kBriskBytes : kSpinBytes);
   if (shared_block > 0) {
-    job.block = shared_block;
-  } else if (!is_timed || bytes < parallel_bytes(job.pace, begin)) {
-    job.block = std::max<std::ptrdiff_t>(job.units, 1);
-  } else if (blocks_of(job) > all_threads) {  // as many blocks for each, if they can be
-    const std::ptrdiff_t even = blocks_of(job) / all_threads * all_threads, larger = (job.units + even - 1) / even;
-    if ((job.units + larger - 1) / larger == even) job.block = larger;
+    job.blocks = (job.units + shared_block - 1) / shared_block;
+  } else if (is_timed && bytes >= parallel_bytes(job.pace, begin)) {  // as many for each thread, if they can be
+    const std::ptrdiff_t block = std::clamp(bytes / (kBlocksPerThread * all_threads), kMinBlockBytes, kMaxBlockBytes);
+    job.blocks = std::min((bytes / all_threads + block - 1) / block * all_threads, job.units);
   }
-  job.block = std::max(job.block, job.units / kMaxBlocks + 1);
-  const int team = static_cast<int>(std::min(all_threads, blocks_of(job)));
+  job.blocks = std::min(job.blocks, kMaxBlocks);
+  const int team = static_cast<int>(std::min(all_threads, job.blocks));
   if (team <= 1 || (engine() == Engine::openmp && !openmp_can_run()) || settings.busy.exchange(true)) {
-    for (std::ptrdiff_t b = 0; b < blocks_of(job); ++b) run_block(job, b, 0);
+    for (std::ptrdiff_t b = 0; b < job.blocks; ++b) run_block(job, b, 0);
   } else {
     if (engine() == Engine::openmp) {
       run_openmp(job, team);

@@ -54,7 +54,7 @@ enum class Pace { single, brisk };
 struct Job {
   void (*run)(const void* context, std::ptrdiff_t begin, std::ptrdiff_t end) noexcept;
   const void* context;
-  std::ptrdiff_t units, block;
+  std::ptrdiff_t units, blocks;
   Pace pace;
 };
 
@@ -67,7 +67,7 @@ void for_ranges(std::ptrdiff_t units, std::ptrdiff_t bytes_per_unit, const F& f,
   run({[](const void* context, std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
          (*static_cast<const F*>(context))(begin, end);
        },
-       &f, units, 0, pace},
+       &f, units, 1, pace},
       bytes_per_unit);
 }
 

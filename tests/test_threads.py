@@ -92,6 +92,29 @@ print(threads_after(1_000) - before, threads_after(3_000_000) - before)
     assert python(code).stdout.split() == ["0", "2"]
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity") or CPUS < 2, reason="no affinity here, or one core")
+def test_workers_leave_the_callers_core_but_may_return() -> None:
+    code = """
+import os, time, numpy as np, steepest as sp
+def threads():
+    return {int(name) for name in os.listdir("/proc/self/task")}
+sp.set_num_threads(2)
+p = np.zeros(3_000_000, np.float32)
+opt, grad, everywhere, before = sp.SGD(p, lr=1.0), -np.ones_like(p), os.sched_getaffinity(0), threads()
+opt.step(grad)
+[worker] = threads() - before
+os.sched_setaffinity(0, {min(everywhere)})  # the caller's
+for allowed in ({min(everywhere)}, everywhere) * 20:
+    os.sched_setaffinity(worker, allowed)
+    opt.step(grad)
+    time.sleep(0.001)
+    assert os.sched_getaffinity(worker) == allowed
+assert np.array_equal(p, np.full_like(p, 41))
+"""
+    run = python(code)
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("threads", [2, 3, 7])
 def test_every_thread_gets_blocks_when_they_must_share(engine: str, threads: int) -> None:
