@@ -11,11 +11,13 @@ import time
 import numpy as np
 
 import steepest as sp
+from peers import asked
 
 N, PART = 2**31 + 4099, 1 << 24
 
 
 def main() -> None:
+    asked(__doc__)
     p, g = np.empty(N, np.float32), np.empty(N, np.float32)
     rng = np.random.default_rng(0)
     tile = rng.standard_normal(PART + 1, np.float32)  # odd: no two parts are alike

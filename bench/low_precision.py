@@ -10,7 +10,6 @@ are of the test set or of samples that were not trained on. Differences are betw
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import steepest as sp
+from peers import asked
 from steepest import datasets, metrics, nn
 from steepest.train import Trainer
 
@@ -107,12 +107,13 @@ def rows_of(name: str, case: Callable[..., tuple[float, float]]) -> Iterator[str
 
 
 def main() -> None:
+    cases = {"Fashion-MNIST": fashion_mnist, "Hard": hard}
+    names = asked(__doc__, list(cases))
     print("# State in fewer bytes: what it learns\n")
     print("Made by `python bench/low_precision.py`, which says what the cases are; five seeds, mean ± deviation.\n")
     print("| Case | State | Loss | Accuracy, % | Loss less float32's, same seed | Accuracy less float32's, points |")
     print("|---|---|---:|---:|---:|---:|")
-    cases = {"Fashion-MNIST": fashion_mnist, "Hard": hard}
-    for name in sys.argv[1:] or cases:
+    for name in names:
         for row in rows_of(name, cases[name]):
             print(row, flush=True)
 

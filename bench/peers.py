@@ -43,6 +43,17 @@ MOST_WHEN_QUICK = 1 << 30  # bytes
 PACKAGES = ("numpy", "torch", "jax", "jaxlib", "optax", "scikit-learn", "keras", "tensorflow-cpu")
 
 
+def asked(description: str | None, names: Sequence[str] = ()) -> Sequence[str]:
+    """Those of `names` that the command line has; all, if it has none."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if names:
+        parser.add_argument("names", nargs="*", help=f"of {', '.join(names)} (default: all)", metavar="NAME")
+    given = getattr(parser.parse_args(), "names", ())
+    if unknown := [name for name in given if name not in names]:
+        parser.error(f"expected some of {', '.join(names)}, got {', '.join(unknown)}")
+    return given or names
+
+
 def interval(samples: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Two of the samples that have the distribution's median between them with at least that confidence.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import ADAMW_SIZES, WITH_ALL_PEERS
+from peers import asked
 from steepest.benchmarks import duration
 
 HERE = Path(__file__).parent
@@ -157,6 +158,7 @@ def plots(saved: Results) -> None:
 
 
 def main() -> None:
+    asked(__doc__)
     saved = json.loads((HERE / "results.json").read_text())
     most = max(r["threads"] for r in saved["results"].values())
     results = {name.removesuffix(f"@{most}"): r for name, r in saved["results"].items() if name.endswith(f"@{most}")}

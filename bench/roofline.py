@@ -25,6 +25,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 import steepest as sp
+from peers import asked
 from steepest import _core, benchmarks
 
 SHAPES = ("adamw", "rmsprop", "sgd", "mse", "softmax_1000", "global_norm")  # a kernel of each
@@ -126,6 +127,7 @@ def kernels() -> None:
 
 
 if __name__ == "__main__":
+    asked(__doc__)
     all_threads = sp.get_num_threads()
     for threads in sorted({1, all_threads}):
         streams(threads)

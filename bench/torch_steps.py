@@ -7,7 +7,6 @@ over ours with the interval that holds its median with 95 % confidence. Needs `p
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 import steepest as sp
-from peers import interval
+from peers import asked, interval
 from steepest.benchmarks import rounds
 from steepest.torch import AdamW
 
@@ -103,18 +102,17 @@ def training_step(kind: str) -> tuple[Callable[[], Any], Callable[[], Any]]:
 
 
 def main() -> None:
-    torch.set_num_threads(sp.get_num_threads())
-    chosen = sys.argv[1:]
     contests = {name: lambda shape=shape: step_alone(*shape) for name, shape in SHAPES.items()}
     contests |= {kind: lambda kind=kind: training_step(kind) for kind in ("MLP", "transformer")}
-    for name, make in contests.items():
-        if not chosen or name in chosen:
-            taken = alternate(*make())
-            ratios = [theirs / ours for ours, theirs in zip(taken["ours"], taken["theirs"], strict=True)]
-            ours, theirs = (1e6 * median(times) for times in taken.values())
-            low, high = interval(ratios)
-            print(f"{name:<14} ours {ours:>10,.1f} us  fused {theirs:>10,.1f} us  {median(ratios):6.2f}x"
-                  f"  ({low:.2f} to {high:.2f})", flush=True)  # fmt: skip
+    names = asked(__doc__, list(contests))
+    torch.set_num_threads(sp.get_num_threads())
+    for name in names:
+        taken = alternate(*contests[name]())
+        ratios = [theirs / ours for ours, theirs in zip(taken["ours"], taken["theirs"], strict=True)]
+        ours, theirs = (1e6 * median(times) for times in taken.values())
+        low, high = interval(ratios)
+        print(f"{name:<14} ours {ours:>10,.1f} us  fused {theirs:>10,.1f} us  {median(ratios):6.2f}x"
+              f"  ({low:.2f} to {high:.2f})", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

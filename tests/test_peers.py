@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import itertools
 import json
 import math
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,31 @@ def test_interval_holds_the_median_as_often_as_it_says(peers: Any) -> None:
     bounds = [peers.interval(row.tolist()) for row in samples]
     held = np.mean([low <= math.log(2) <= high for low, high in bounds])
     assert abs(held - 0.9648) < 0.015  # 1 - 2 P(Binomial(15, 1/2) < 4), within some 3.5 standard errors
+
+
+SCRIPTS = [path for path in sorted(BENCH.glob("*.py")) if '"__main__"' in path.read_text()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_says_what_it_does(script: Path) -> None:
+    if script.stem == "torch_steps":
+        pytest.importorskip("torch")
+    run = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
+    documentation = ast.get_docstring(ast.parse(script.read_text())) or "none"
+    assert " ".join(documentation.split()[:6]) in " ".join(run.stdout.split())
+
+
+def test_names_that_are_asked_for(
+    peers: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given, expected in (([], ["a", "b c"]), (["b c"], ["b c"])):
+        monkeypatch.setattr(sys, "argv", ["script", *given])
+        assert peers.asked("", ["a", "b c"]) == expected
+    monkeypatch.setattr(sys, "argv", ["script", "d"])
+    for names in ([], ["a", "b c"]):
+        with pytest.raises(SystemExit):
+            peers.asked("", names)
+    assert "expected some of a, b c, got d" in capsys.readouterr().err
 
 
 def test_verdicts(peers: Any) -> None:

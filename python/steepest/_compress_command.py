@@ -32,22 +32,23 @@ REPEATS = 30
 
 
 class Way(NamedTuple):
-    """A way to make a model smaller: its options, whether they ask for it, and what it does.
+    """A way to make a model smaller: the option that asks for it, those that only count then, and what it does.
 
     `apply(model, task, args)` gives the smaller model, and what to say of it; the task's test part is
     none of its business. A row of the table has its name.
     """
 
     name: str
+    option: str
+    others: tuple[str, ...]
     add_options: Callable[[Any], None]
-    is_asked: Callable[[argparse.Namespace], bool]
     apply: Callable[[Sequential, Task, argparse.Namespace], tuple[Sequential, str]]
 
 
 def _add_quantization(group: Any) -> None:
     text = "int8 weights, integer arithmetic; ranges of inputs from training data, or anew for every batch"
     group.add_argument("--quantize", nargs="?", const="static", choices=("static", "dynamic"), help=text)
-    group.add_argument("--bits", type=int, choices=(8, 7, 1), default=8, help="of a weight (default: 8; 1: its sign)")
+    group.add_argument("--bits", type=int, choices=(8, 7, 1), help="of a weight (default: 8; 1: its sign)")
     text = "of a layer's inputs that static ranges hold, from either end (default: 100)"
     percentile = partial(number, least=math.nextafter(50, 100), most=100, expected="a number above 50, up to 100")
     group.add_argument("--percentile", type=percentile, help=text, metavar="P")
@@ -59,7 +60,7 @@ def _quantize(model: Sequential, task: Task, args: argparse.Namespace) -> tuple[
     x = task.train[0]
     picked = np.random.default_rng(0).permutation(len(x))[: args.samples or 1000]
     calibration = x[np.sort(picked)] if args.quantize == "static" else None
-    small = ways.quantize(model, calibration, percentile=args.percentile or 100, bits=args.bits)
+    small = ways.quantize(model, calibration, percentile=args.percentile or 100, bits=args.bits or 8)
     how = f", calibrated with {counted(len(picked), 'training sample')}" if calibration is not None else ""
     return small, f"{small.kind}{how}"
 
@@ -68,41 +69,42 @@ def _add_pruning(group: Any) -> None:
     text = "zero the least weights (magnitude), or any: the baseline"
     group.add_argument("--prune", choices=("magnitude", "l2", "random"), help=text)
     amount = partial(number, least=0, most=1, expected="a fraction from 0 to 1")
-    group.add_argument("--amount", type=amount, default=0.8, help="how much of it (default: 0.8)", metavar="FRACTION")
+    group.add_argument("--amount", type=amount, help="how much of it (default: 0.8)", metavar="FRACTION")
     text = "of what the amount is (default: global, all layers together; with --units, each layer)"
     group.add_argument("--scope", choices=("layer", "global"), help=text)
     text = "whole neurons, by the norm of their weights, which are then cut out"
-    group.add_argument("--units", action="store_true", help=text)
+    group.add_argument("--units", action="store_true", default=None, help=text)
     text = "to train on for, pruning weights gradually in the first half (default: 0)"
-    group.add_argument("--epochs", type=partial(whole_number, least=0), default=0, help=text, metavar="N")
+    group.add_argument("--epochs", type=partial(whole_number, least=0), help=text, metavar="N")
 
 
 def _prune(model: Sequential, task: Task, args: argparse.Namespace) -> tuple[Sequential, str]:
     x, y = task.train
-    steps = args.epochs * -(-len(x) // ROWS)
-    model, amount = copy.deepcopy(model), args.amount
+    epochs, asked = args.epochs or 0, 0.8 if args.amount is None else args.amount
+    steps = epochs * -(-len(x) // ROWS)
+    model, amount = copy.deepcopy(model), asked
     model.freeze(0)
     if steps and not args.units and 0 < amount <= 1:
         amount = ways.cubic(amount, steps=max(1, steps // 2))
     try:
         pruning = ways.prune(
-            model, amount, method=args.prune, scope=args.scope, structured=args.units, every=max(1, steps // 50)
+            model, amount, method=args.prune, scope=args.scope, structured=bool(args.units), every=max(1, steps // 50)
         )
     except ValueError as error:  # of the amount, which left a layer no unit
         raise ValueError(f"--{error}") from None
     if steps:
         loss = losses.softmax_cross_entropy if task.encoding.labelled else losses.mse
         optimizer = optim.Adam(model.param_groups(), lr=schedules.cosine(1e-3, steps=steps))
-        Trainer(model, loss, optimizer).fit(x, y, batch_size=ROWS, epochs=args.epochs, callbacks=[pruning])
+        Trainer(model, loss, optimizer).fit(x, y, batch_size=ROWS, epochs=epochs, callbacks=[pruning])
     pruning.remove()
-    kind = f"{args.amount:.4g} of the {'units' if args.units else 'weights'}, {args.prune}"
-    note = f"{kind}, {pruning.sparsity:.1%} zeros; trained on for {counted(args.epochs, 'epoch')}"
+    kind = f"{asked:.4g} of the {'units' if args.units else 'weights'}, {args.prune}"
+    note = f"{kind}, {pruning.sparsity:.1%} zeros; trained on for {counted(epochs, 'epoch')}"
     return ways.shrink(model) if args.units else model, note
 
 
 WAYS = (
-    Way("pruned", _add_pruning, lambda args: args.prune is not None, _prune),
-    Way("quantised", _add_quantization, lambda args: args.quantize is not None, _quantize),
+    Way("pruned", "prune", ("amount", "scope", "units", "epochs"), _add_pruning, _prune),
+    Way("quantised", "quantize", ("bits", "percentile", "samples"), _add_quantization, _quantize),
 )
 """In the order in which they are applied."""
 
@@ -120,9 +122,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def compress(args: argparse.Namespace) -> int:
     """Make a trained model smaller, and compare it with what it was: size, score, time."""
-    asked = [way for way in WAYS if way.is_asked(args)]
+    asked = [way for way in WAYS if getattr(args, way.option) is not None]
     if not asked:
         raise ValueError("expected at least one way to make it smaller, such as --quantize")
+    for way in WAYS:
+        given = [option for option in way.others if getattr(args, option) is not None]
+        if given and way not in asked:
+            raise ValueError(f"--{given[0]} is for --{way.option}, which is not given")
     for option in ("percentile", "samples"):
         if args.quantize == "dynamic" and getattr(args, option) is not None:
             raise ValueError(f"--{option} is for --quantize static; the dynamic ranges are each batch's own")
