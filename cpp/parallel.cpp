@@ -58,12 +58,14 @@ inline int core() {
 // Moves this thread to another core; it may come back. Whether there is one.
 inline bool leave([[maybe_unused]] int core) {
 #ifdef __linux__
-  cpu_set_t all, others;
+  cpu_set_t all, others, found;
   if (sched_getaffinity(0, sizeof all, &all) != 0) return false;
   others = all;
   CPU_CLR(core, &others);
-  const bool left = CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0;
-  return left && sched_setaffinity(0, sizeof all, &all) == 0;
+  if (CPU_COUNT(&others) == 0 || sched_setaffinity(0, sizeof others, &others) != 0) return false;
+  // Unless somebody else has set it meanwhile
+  const bool is_own = sched_getaffinity(0, sizeof found, &found) == 0 && CPU_EQUAL(&found, &others);
+  return is_own && sched_setaffinity(0, sizeof all, &all) == 0;
 #else
   return false;
 #endif

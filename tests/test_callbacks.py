@@ -194,6 +194,20 @@ def test_reduce_on_plateau_refuses_a_schedule() -> None:
     assert t.history.epoch == []
 
 
+def test_what_cannot_begin_leaves_the_others_alone(tmp_path: Any) -> None:
+    """Their files, what they were told to go on from, and the parameters."""
+    t, log = trainer(), tmp_path / "log.csv"
+    stopping = EarlyStopping("loss", patience=50)
+    run(CSVLogger(log), stopping, t=t)
+    stopping.set_state({**stopping.get_state(), "best": -1.0, "_best_params": np.zeros_like(t.model.params)})
+    before, text, history = t.model.params.copy(), log.read_text(), t.history
+    with pytest.raises(FileNotFoundError, match="expected a folder that exists"):
+        run(CSVLogger(log), stopping, ModelCheckpoint("/no/such/folder/m.safetensors"), t=t)
+    assert np.array_equal(t.model.params, before) and log.read_text() == text and t.history is history
+    run(stopping, t=t)
+    assert stopping.best == -1.0 and not t.model.params.any()
+
+
 def test_an_unrecorded_quantity() -> None:
     with pytest.raises(ValueError, match=r"no 'val_loss' in the logs.*fit with validation data"):
         run(EarlyStopping())

@@ -613,6 +613,28 @@ def test_a_convolution_multiplies_everywhere() -> None:
     assert model.multiplications == 12 * (18 * 4 + 4) + (48 * 2 + 2)
 
 
+def test_a_refused_model_leaves_its_layers_free() -> None:
+    layers = [nn.Dense(3), nn.ReLU(), nn.Dense(2)]
+    with pytest.raises(ValueError, match="put Flatten before"):
+        nn.Sequential(layers, input_shape=(2, 2))
+    with pytest.raises(ZeroDivisionError):
+        nn.Sequential([*layers, nn.Dense(2, init=lambda rng, shape: 1 / 0)], input_shape=4)
+    model = nn.Sequential(layers, input_shape=4)
+    with pytest.raises(ValueError, match="part of a model already"):
+        nn.Sequential(layers, input_shape=4)
+    assert model.forward(np.ones((1, 4), np.float32)).shape == (1, 2)
+
+
+def test_random_states_that_do_not_fit_change_nothing() -> None:
+    model, before = nn.Sequential([nn.Dense(3), nn.Dropout(0.5)], 4), None
+    before = model.random_state
+    with pytest.raises(ValueError, match="random_state: expected the states of 2 layers, got 1"):
+        model.random_state = nn.Sequential([nn.Dense(3)], 4, seed=7).random_state
+    with pytest.raises((TypeError, ValueError)):
+        model.random_state = [nn.Sequential([nn.Dense(3)], 4, seed=7).random_state[0], {"bit_generator": "none"}]
+    assert model.random_state == before
+
+
 def test_summary() -> None:
     lines = network().summary().splitlines()
     assert lines[1].split() == ["Dense(units=16)", "(16,)", "96"]

@@ -1045,6 +1045,17 @@ def test_a_state_of_other_groups_is_refused() -> None:
 # The rest
 
 
+def test_gradients_that_became_state_are_refused() -> None:
+    w, g = np.zeros(4), np.full(4, 3.0)
+    opt = sp.Adam(w)
+    opt.step(g)
+    saved = opt.state_dict(copy=False)
+    saved["state"][0]["exp_avg_sq"] = g
+    opt.load_state_dict(saved, copy=False)
+    with pytest.raises(ValueError, match="grads: expected memory of its own"):
+        opt.step(g)
+
+
 def test_repr_says_what_it_is() -> None:
     opt = sp.AdamW({"w": np.ones((10, 200)), "b": np.ones(3, np.float32)}, lr=0.5, max_norm=2.0)
     text = repr(opt)

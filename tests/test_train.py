@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
+import pickle
 import signal
 from functools import partial
 from typing import Any
@@ -15,7 +17,7 @@ import sklearn.metrics
 import steepest as sp
 from steepest import _core, datasets, nn
 from steepest import metrics as ours
-from steepest.callbacks import Callback
+from steepest.callbacks import Callback, ModelCheckpoint
 from steepest.train import Trainer, on_probabilities, split_rows
 
 
@@ -462,8 +464,13 @@ def test_split_rows_of_other_targets() -> None:
         ({"y": np.where(np.arange(300) == 290, -1, Y)}, "^y: expected 0 to 2 for 3 classes, got -1 in row 290"),
         ({"validation_split": 0.1, "validation_data": (X, Y)}, "not both"),
         ({"class_weight": {3: 1.0}}, "classes 0 to 2, got 3"),
+        (
+            {"sample_weight": np.ones((len(X), 1))},
+            r"sample_weight: expected numbers of shape \(32,\), got float64 \(32, 1\)",
+        ),
+        ({"sample_weight": np.ones(len(X), complex)}, "sample_weight: expected numbers of shape .*, got complex128"),
         ({"class_weight": {0: -1.0}}, "class_weight: expected finite weights >= 0"),
-        ({"class_weight": {0: 1.0}, "y": np.eye(3)[Y]}, "expected integer labels of one axis"),
+        ({"class_weight": {0: 1.0}, "y": np.eye(3)[Y]}, "class_weight: expected integer labels, got float64"),
         ({"x": [(X, Y)], "y": None, "class_weight": "balanced"}, "needs arrays"),
         ({"x": [(X, Y)], "y": None, "sample_weight": Y}, "carry their own"),
     ],
@@ -546,6 +553,9 @@ def test_class_weights_of_booleans() -> None:
         ({"epochs": 2.5}, TypeError),
         ({"seed": -1}, ValueError),
         ({"callbacks": [object()]}, TypeError),
+        ({"callbacks": [ModelCheckpoint("/no/such/folder/m.safetensors")]}, FileNotFoundError),
+        ({"x": np.ma.masked_array(X, X > 0)}, TypeError),
+        ({"y": np.ma.masked_array(Y, Y > 0)}, TypeError),
         ({"validation_data": (X[:, :3], Y)}, ValueError),
         ({"validation_data": [X[:, :3], Y]}, ValueError),
         ({"validation_data": (X, Y / 2)}, TypeError),
@@ -556,5 +566,77 @@ def test_a_refused_fit_changes_nothing(arguments: Any, error: Any) -> None:
     quiet(t, X, Y, epochs=2)
     before = t.model.params.copy()
     with pytest.raises(error):
-        quiet(t, X, Y, **arguments)
+        t.fit(**{"x": X, "y": Y, "verbose": False, **arguments})
     assert t.history.epoch == [0, 1] and np.array_equal(t.model.params, before)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda t: pickle.loads(pickle.dumps(t))])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda m: sp.Adam(m.param_groups(), lr=sp.schedules.cosine(0.05, steps=100), max_norm=1.0),
+        lambda m: sp.Adam(m.params, state_dtype="bfloat16"),
+        lambda m: sp.Adam(m.named_parameters()),
+    ],
+)
+def test_a_copied_trainer_goes_on_with_its_own_model(make: Any, copied: Any) -> None:
+    model = nn.Sequential([nn.Dense(16), nn.ReLU(), nn.Dropout(0.5), nn.Dense(3)], 5, seed=1)
+    t = Trainer(model, sp.losses.softmax_cross_entropy, make(model))
+    quiet(t, X, Y, epochs=2)
+    other = copied(t)
+    before = model.params.copy()
+    went_on = quiet(other, X, Y, epochs=4, initial_epoch=2).history
+    assert np.array_equal(model.params, before) and went_on["loss"][-1] < went_on["loss"][0]
+    assert quiet(t, X, Y, epochs=4, initial_epoch=2).history == went_on
+    assert np.array_equal(model.params, other.model.params)
+
+
+def test_masked_arrays_are_refused() -> None:
+    t, masked = trainer(), np.ma.masked_array(X, X > 0)
+    for call in (lambda: t.predict(masked), lambda: t.evaluate(masked, Y), lambda: quiet(t, [(masked, Y)])):
+        with pytest.raises(TypeError, match=r"x: expected a plain array, got a masked array, .* pass x.filled"):
+            call()
+
+
+def test_a_loss_that_is_replaced_brings_its_ignored_label() -> None:
+    y = np.where(np.arange(len(Y)) < 30, 0, Y)
+    loss = partial(sp.losses.softmax_cross_entropy, ignore_index=0)
+    t = trainer()
+    t.loss = loss
+    assert t.evaluate(X, y, batch_size=10)["loss"] == pytest.approx(trainer(loss=loss).evaluate(X, y)["loss"])
+
+
+def sequences(loss: Any = None) -> Any:
+    return trainer(nn.Sequential([nn.Dense(6), nn.Reshape((3, 2))], 5, seed=1), loss, partial(sp.SGD), lr=0.1)
+
+
+def test_weights_of_sequences() -> None:
+    """A weight per row is that of all its labels; factors of classes multiply them."""
+    y = np.random.default_rng(1).integers(0, 2, (len(X), 3))
+    by_row = np.random.default_rng(2).random(len(X))
+    by_label = np.repeat(by_row[:, None], 3, axis=1)
+    a, b = sequences(), sequences()
+    assert quiet(a, X, y, sample_weight=by_row).history == quiet(b, X, y, sample_weight=by_label).history
+    assert np.array_equal(a.model.params, b.model.params)
+    c, d = sequences(), sequences()
+    quiet(c, X, y, sample_weight=by_row, class_weight={1: 3.0})
+    quiet(d, X, y, sample_weight=by_label * np.where(y == 1, 3.0, 1.0))
+    assert np.allclose(c.model.params, d.model.params, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"sample_weight: expected numbers of shape \(32, 3\), got float64 \(32, 2\)"):
+        quiet(sequences(), X, y, sample_weight=by_label[:, :2])
+
+
+@pytest.mark.parametrize("ignored", [-100, 1])
+def test_ignored_labels_have_no_class(ignored: int) -> None:
+    y = np.where(np.arange(len(Y)) % 3 == 0, ignored, Y)
+    loss = partial(sp.losses.softmax_cross_entropy, ignore_index=ignored)
+    counted = y[y != ignored]
+    factors = {int(k): len(counted) / (len(np.unique(counted)) * np.sum(counted == k)) for k in np.unique(counted)}
+    by_hand = quiet(trainer(loss=loss), X, y, class_weight=factors).history["loss"]
+    assert by_hand == pytest.approx(quiet(trainer(loss=loss), X, y, class_weight="balanced").history["loss"])
+
+
+@pytest.mark.parametrize("name", ["loss", "lr", "val_f1"])
+def test_metrics_with_the_historys_names(name: str) -> None:
+    with pytest.raises(ValueError, match=f"metrics: the name '{name}' is the history's own"):
+        trainer(metrics={name: accuracy})

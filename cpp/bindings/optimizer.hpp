@@ -187,7 +187,7 @@ class Optimizer {
   static Span span(const Work& w);
   void read_state(std::size_t i, py::handle saved, Use use, Progress& progress, Mask& mask,
                   std::vector<View>& arrays) const;
-  void pin_outputs();
+  void take_outputs();
   // Whether the gradient is finite, and stays so when it is multiplied.
   static bool stays_finite(const Work& w, double scale);
   [[noreturn]] void raise_nonfinite(double scale) const;

@@ -159,13 +159,13 @@ void Optimizer::add_group(const py::object& container, const py::dict& options) 
     throw;
   }
   tensors_ = std::move(all);
-  outputs_ = sorted_outputs(tensors_);
-  for (Tensor& tensor : tensors_) tensor.apart = nullptr;
-  pin_outputs();
+  take_outputs();
 }
 
-void Optimizer::pin_outputs() {
+void Optimizer::take_outputs() {
+  outputs_ = sorted_outputs(tensors_);
   pins_.clear();
+  for (Tensor& tensor : tensors_) tensor.apart = nullptr;
   for (const Tensor& tensor : tensors_) {
     pins_.pin(tensor.p.array);
     for (const View& state : tensor.state) pins_.pin(state.array);

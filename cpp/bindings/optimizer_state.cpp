@@ -134,8 +134,7 @@ void Optimizer::restore(const py::list& saved, const py::object& steps, const py
   }
   if (!copy) {
     tensors_ = std::move(all);
-    outputs_ = sorted_outputs(tensors_);
-    pin_outputs();
+    take_outputs();
   }
   auto next = arrays.begin();
   for (std::size_t i = 0; i < tensors_.size(); ++i) {

@@ -8,6 +8,7 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 _BOUNDS = {  # name: (lowest, highest, whether the lowest is allowed); the highest never is
     "lr": (0.0, math.inf, True),
@@ -66,6 +67,15 @@ def check_option(name: str, value: Any, dtypes: Iterable[np.dtype[Any]]) -> Any:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}: expected True or False, got {type(value).__name__}")
     return bool(value)
+
+
+def plain_array(name: str, x: Any) -> NDArray[Any]:
+    """The array that it is, or makes; TypeError for a masked one."""
+    if np.ma.isMaskedArray(x):
+        raise TypeError(
+            f"{name}: expected a plain array, got a masked array, whose mask would be ignored; pass x.filled(...)"
+        )
+    return np.asarray(x)
 
 
 def check_integer(name: str, value: Any, expected: str = "an integer") -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from steepest import _core
-from steepest._arguments import check_positive
+from steepest._arguments import check_positive, plain_array
 from steepest.nn.layer import Array, Buffers
 
 __all__ = [
@@ -115,7 +115,7 @@ class Stream:
             if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
                 raise ValueError(f"x: expected batches (x, y) or (x, y, weight), got {batch!r:.80}")
             x, y, weight = (*batch, None)[:3]
-            yield np.asarray(x), np.asarray(y), None if weight is None else np.asarray(weight)
+            yield _arrays(x, y, weight)
 
     parts = batches  # as with `Arrays`, of which they are taken
 
@@ -124,14 +124,17 @@ class Stream:
         return batch
 
 
+def _arrays(x: Any, y: Any, weight: Any) -> tuple[Array, Array, Array | None]:
+    return plain_array("x", x), plain_array("y", y), None if weight is None else plain_array("sample_weight", weight)
+
+
 def source(x: Any, y: Any = None, weight: Any = None, batch_size: int | None = None) -> Arrays | Stream:
     """Arrays if there are targets, else a stream; ValueError if lengths or `batch_size` are off."""
     if y is None:
         if weight is not None:
             raise ValueError("sample_weight: a stream's batches carry their own: (x, y, weight)")
         return Stream(x)
-    x, y = np.asarray(x), np.asarray(y)
-    weight = None if weight is None else np.asarray(weight)
+    x, y, weight = _arrays(x, y, weight)
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"x: expected at least one example, got shape {x.shape}")
     for name, array in (("y", y), ("sample_weight", weight)):
@@ -140,12 +143,12 @@ def source(x: Any, y: Any = None, weight: Any = None, batch_size: int | None = N
     return Arrays(x, y, weight, batch_size)
 
 
-def class_factors(class_weight: Any, data: Arrays | Stream, classes: int) -> Array | None:
+def class_factors(class_weight: Any, data: Arrays | Stream, classes: int, ignored: int | None) -> Array | None:
     """`class_weight`, a mapping, a sequence or "balanced", as an array with an entry per class."""
     if class_weight is None:
         return None
     if isinstance(class_weight, str) and class_weight == "balanced":
-        return _balanced(data, classes)
+        return _balanced(data, classes, ignored)
     if isinstance(class_weight, str) or not isinstance(class_weight, Iterable):
         raise TypeError(f"class_weight: expected factors by class or 'balanced', got {class_weight!r}")
     factors = np.ones(classes)
@@ -161,22 +164,23 @@ def class_factors(class_weight: Any, data: Arrays | Stream, classes: int) -> Arr
     return factors
 
 
-def _balanced(data: Arrays | Stream, classes: int) -> Array:
+def _balanced(data: Arrays | Stream, classes: int, ignored: int | None) -> Array:
     if isinstance(data, Stream) or data.y is None:
         raise ValueError("class_weight: 'balanced' needs arrays, not a stream; give numbers")
-    labels = class_numbers(data.y if data.rows is None else data.y[data.rows], classes)
-    counts = np.bincount(labels, minlength=classes)
-    return np.asarray(len(labels) / (np.count_nonzero(counts) * np.maximum(counts, 1)))
+    y = data.y if data.rows is None else data.y[data.rows]
+    labels = class_numbers(y if ignored is None else y[y != ignored], classes)
+    counts = np.bincount(labels.reshape(-1), minlength=classes)
+    return np.asarray(labels.size / (np.count_nonzero(counts) * np.maximum(counts, 1)))
 
 
-def class_numbers(y: Array, classes: int) -> Array:
-    """Integer labels as indices; ValueError unless they are in 0..classes - 1."""
+def class_numbers(y: Array, classes: int, ignored: int | None = None) -> Array:
+    """Integer labels as indices, any for those that are ignored; ValueError unless they are in 0..classes - 1."""
     labels = y.reshape(-1) if y.ndim == 2 and y.shape[1] == 1 else y
-    if labels.ndim != 1 or labels.dtype.kind not in "iub":
-        raise ValueError(
-            f"class_weight: expected integer labels of one axis, got {y.dtype} {y.shape}; pass sample_weight instead"
-        )
-    if len(labels) and not 0 <= labels.min() <= labels.max() < classes:
+    if labels.dtype.kind not in "iub":
+        raise ValueError(f"class_weight: expected integer labels, got {y.dtype} {y.shape}; pass sample_weight instead")
+    if ignored is not None:
+        labels = np.where(labels == ignored, 0, labels)
+    if labels.size and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(f"y: expected labels 0 to {classes - 1}, got {labels.min()} to {labels.max()}")
     return labels.astype(np.intp)
 

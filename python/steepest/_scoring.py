@@ -48,7 +48,9 @@ def named(metrics: Any) -> dict[str, Metric]:
         result = {_name(metric): metric for metric in metrics}
         if len(result) < len(metrics):
             raise ValueError("metrics: two have the same name; pass a mapping of names to metrics")
-    for metric in result.values():
+    for name, metric in result.items():
+        if name in ("loss", "lr") or str(name).startswith("val_"):
+            raise ValueError(f"metrics: the name {name!r} is the history's own; pass a mapping with another one")
         if not callable(metric):
             raise TypeError(f"metrics: expected functions f(y_true, y_pred), got {metric!r}")
     return result

@@ -54,6 +54,9 @@ class Callback:
     trainer: Trainer
     params: dict[str, Any]
 
+    def _check(self) -> None:
+        """Refuses what cannot begin: called of all callbacks before any `on_train_begin`, it changes nothing."""
+
     def get_state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, so that a resumed training goes on the same: plain data, arrays."""
         return {}
@@ -103,6 +106,8 @@ class Hooks:
 
     def begin(self) -> None:
         """`on_train_begin` of all; where one fails, those that had begun are ended."""
+        for callback in self.callbacks:
+            callback._check()
         for n, callback in enumerate(self.callbacks):
             try:
                 callback.on_train_begin({})
@@ -275,15 +280,15 @@ class ReduceLROnPlateau(_Monitor):
         super().reset()
         self._waited = self._cooling = 0
 
-    def on_train_begin(self, logs: Logs) -> None:
-        """Starts anew, or goes on from the state that was set."""
+    def _check(self) -> None:
+        if self.trainer.optimizer is None:
+            raise TypeError("ReduceLROnPlateau: expected an optimizer with a learning rate, got solver='lbfgs'")
         for group in self.trainer.optimizer.param_groups:
             if callable(group["lr"]):
                 raise TypeError(
                     f"ReduceLROnPlateau: the optimizer's lr is a schedule, {group['lr']!r}, which "
                     "would undo every reduction at the next step; give it a number as lr"
                 )
-        super().on_train_begin(logs)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Compares the epoch with the best."""
@@ -304,8 +309,8 @@ class ModelCheckpoint(_Monitor):
 
     `path` may name quantities: "{epoch:03d}-{val_loss:.4f}.safetensors", epochs counted from 1.
     `save_best_only`: only when `monitor` has improved. `extra` goes along. It is called after all
-    other callbacks, so that training can go on from the file with the same bits. ValueError where a
-    quantity is not recorded.
+    other callbacks, so that training can go on from the file with the same bits. FileNotFoundError without
+    the folder; ValueError where a quantity is not recorded.
     """
 
     def __init__(
@@ -324,7 +329,9 @@ class ModelCheckpoint(_Monitor):
         super().__init__(monitor, mode, 0.0)
 
     def on_train_begin(self, logs: Logs) -> None:
-        """Goes on: what it saved stays the best until something better comes. FileNotFoundError without a folder."""
+        """Goes on: what it saved stays the best until something better comes."""
+
+    def _check(self) -> None:
         folder = os.path.dirname(self.path)
         if folder and "{" not in folder and not os.path.isdir(folder):
             raise FileNotFoundError(errno.ENOENT, "expected a folder that exists for the path", self.path)

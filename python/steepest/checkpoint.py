@@ -46,6 +46,7 @@ from numpy.typing import NDArray
 from steepest import optim, schedules
 from steepest._arguments import arrays_of
 from steepest._core import __version__
+from steepest._places import order_of, places, views_at
 from steepest.optim import Optimizer
 
 # Layers, safetensors and what they need are imported where they are used: `import steepest` is quick.
@@ -217,7 +218,10 @@ def _restored(
     document: Mapping[str, Any], model: Sequential, optimizer: Optimizer | None, callbacks: list[Callback]
 ) -> Checkpoint:
     """Moves the document into these objects, or raises and leaves them as they were."""
-    parameters = document["model"]
+    parameters, saved_layers = document["model"], document["architecture"]["config"]["layers"]
+    kinds, expected = [layer["type"] for layer in saved_layers], [type(layer).__name__ for layer in model.layers]
+    if kinds != expected:
+        raise ValueError(f"model: expected the layers {expected}, got {kinds}")
     _check_parameters(parameters, model.named_parameters())
     states = _matched(document["callbacks"], callbacks)
     result = Checkpoint(model, optimizer, _history(document["history"]), document["extra"], document["version"])
@@ -285,7 +289,7 @@ def _optimizer_document(optimizer: Optimizer, model: Sequential) -> dict[str, An
         "precision": optimizer._precision,
         "grouped": optimizer.grouped,
         "rates": [_described(group["lr"]) for group in groups],
-        "places": [_places(group["params"], model.params) for group in groups],
+        "places": [places(group["params"], model.params) for group in groups],
         **optimizer.state_dict(),
     }
 
@@ -296,8 +300,8 @@ def _new_optimizer(saved: Mapping[str, Any], model: Sequential, custom: Mapping[
     if not (isinstance(kind, type) and issubclass(kind, Optimizer)):
         raise ValueError(_unknown("optimizer", saved["type"]))
     groups = []
-    for options, rate, places in zip(saved["param_groups"], saved["rates"], saved["places"], strict=True):
-        groups.append({**options, "lr": _rebuilt(rate, custom), "params": _views(places, model.params)})
+    for options, rate, found in zip(saved["param_groups"], saved["rates"], saved["places"], strict=True):
+        groups.append({**options, "lr": _rebuilt(rate, custom), "params": views_at(found, model.params)})
     defaults = {name: _rebuilt(value, custom) for name, value in saved["defaults"].items()}
     shared = {name: saved[name] for name in ("max_norm", "nonfinite")}
     if "precision" in saved:  # not in files of version 0.1.0
@@ -315,38 +319,12 @@ def _state_dict(saved: Mapping[str, Any] | None, optimizer: Optimizer) -> dict[s
         raise ValueError(f"optimizer: expected the state of {type(optimizer).__name__}, got {saved['type']}'s")
     parameters = [p for group in optimizer.param_groups for p in arrays_of(group["params"])]
     state = {
-        i: {name: np.asarray(x, order=_order(p)) if isinstance(x, np.ndarray) else x for name, x in one.items()}
+        i: {name: np.asarray(x, order=order_of(p)) if isinstance(x, np.ndarray) else x for name, x in one.items()}
         for p, (i, one) in zip(parameters, saved["state"].items(), strict=False)
     }
     if len(saved["state"]) != len(parameters):
         raise ValueError(f"optimizer: expected the state of {len(parameters)} arrays, got {len(saved['state'])}")
     return {"steps": saved["steps"], "state": state, "param_groups": saved["param_groups"]}
-
-
-def _order(array: Array) -> Any:
-    return "C" if array.flags.c_contiguous else "F"
-
-
-def _places(params: Any, flat: Array) -> Any:
-    """Where in the model's flat array an optimizer's parameters lie: (start, shape, order) for each."""
-    if isinstance(params, Mapping):
-        return {name: _places(value, flat) for name, value in params.items()}
-    if isinstance(params, list | tuple):
-        return [_places(value, flat) for value in params]
-    addresses = [array.__array_interface__["data"][0] for array in (params, flat)]
-    start = (addresses[0] - addresses[1]) // flat.itemsize
-    if not 0 <= start <= start + params.size <= flat.size:
-        raise ValueError("optimizer: its parameters are not this model's; make it of model.param_groups()")
-    return start, params.shape, _order(params)
-
-
-def _views(places: Any, flat: Array) -> Any:
-    if isinstance(places, dict):
-        return {name: _views(value, flat) for name, value in places.items()}
-    if isinstance(places, list):
-        return [_views(value, flat) for value in places]
-    start, shape, order = places
-    return flat[start : start + int(np.prod(shape))].reshape(shape, order=order)
 
 
 def _described(value: Any) -> Any:

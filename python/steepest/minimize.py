@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steepest import _core
-from steepest._arguments import check_integer
+from steepest._arguments import check_integer, plain_array
 from steepest.optim import Adam, Optimizer
 
 
@@ -55,11 +55,7 @@ def minimize(
         raise TypeError(f"tol: expected a number, got {type(tol).__name__}")
     if not tol >= 0:
         raise ValueError(f"tol: expected a number >= 0, got {tol!r}")
-    if np.ma.isMaskedArray(x0):
-        raise TypeError(
-            "x0: expected a plain array, got a masked array, whose mask would be ignored; pass x.filled(...)"
-        )
-    x0 = np.asarray(x0)
+    x0 = plain_array("x0", x0)
     if x0.dtype.kind not in "fiub":
         raise TypeError(f"x0: expected real numbers, got dtype {x0.dtype}")
     x = np.array(x0, dtype=np.float32 if x0.dtype == np.float32 else np.float64, order="C")

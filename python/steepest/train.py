@@ -13,7 +13,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from steepest import losses
-from steepest._arguments import check_integer
+from steepest._arguments import check_integer, plain_array
 from steepest._batches import (
     Arrays,
     Stream,
@@ -25,6 +25,7 @@ from steepest._batches import (
 )
 from steepest._history import History
 from steepest._lr_finder import LRFinder
+from steepest._places import like_params, places, views_at
 from steepest._scoring import Metric, Scorer, link_of, named, on_probabilities
 from steepest.callbacks import Callback, Hooks, ProgressBar
 from steepest.nn.layer import Array, Buffers, well_formed
@@ -113,10 +114,32 @@ class Trainer:
         self.history = History()
         self.callbacks: list[Callback] = []
         self.stop_training = False
-        self._gradients = like_params(model, optimizer, model.grads)
         self._class_weight: Array | None = None
-        self._ignored = getattr(loss, "keywords", {}).get("ignore_index")  # of a partial: such rows do not count
-        self._buffer = Buffers(model.dtype)
+        self._connect()
+
+    def _connect(self) -> None:
+        self._gradients = like_params(self.model, self.optimizer, self.model.grads)
+        self._buffer = Buffers(self.model.dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        groups = self.optimizer.param_groups
+        kept = {name: value for name, value in vars(self).items() if name not in ("_gradients", "_buffer")}
+        return {**kept, "places": [places(group["params"], self.model.params) for group in groups]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        # A copied optimizer has parameters of its own: they become the copied model's.
+        optimizer = self.optimizer.__getstate__()
+        for group, found in zip(optimizer["groups"], vars(self).pop("places"), strict=True):
+            group["params"] = views_at(found, self.model.params)
+        self.optimizer.__setstate__(optimizer)
+        self._connect()
+
+    @property
+    def _ignored(self) -> int | None:
+        """The label of rows that do not count, which a partial of a loss has."""
+        ignored: int | None = getattr(self.loss, "keywords", {}).get("ignore_index")
+        return ignored
 
     def fit(
         self,
@@ -169,7 +192,7 @@ class Trainer:
         data = source(x, y, sample_weight, batch_size)
         data, validation = with_validation(data, validation_split, validation_data, seed)
         classes = max(2, math.prod(self.model.output_shape))
-        factors = class_factors(class_weight, data, classes)
+        factors = class_factors(class_weight, data, classes, self._ignored)
         self._check_labels("y", data)
         if validation_data is not None and isinstance(validation, Arrays):
             self._check_labels("validation_data: y", validation)
@@ -177,10 +200,15 @@ class Trainer:
         steps = len(data) if isinstance(data, Arrays) else None
         callbacks = [*callbacks, *([ProgressBar()] if verbose else [])]
         hooks = Hooks(callbacks, self, epochs=epochs, steps=steps)  # may refuse them
+        before = self.callbacks, self.history
         self.callbacks, self._class_weight = callbacks, factors
         self.history, self.stop_training = self.history.before(initial_epoch), False
         with self._fixed_blas(data):
-            hooks.begin()
+            try:
+                hooks.begin()
+            except BaseException:
+                self.callbacks, self.history = before
+                raise
             try:
                 for epoch in range(initial_epoch, epochs):
                     if self.stop_training:
@@ -204,7 +232,7 @@ class Trainer:
 
     def predict(self, x: Any, *, batch_size: int | None = 1024) -> Array:
         """The model's outputs, (rows, *output_shape), for rows `x`: logits, if so trained."""
-        data = Arrays(np.asarray(x), None, None, batch_size)
+        data = Arrays(plain_array("x", x), None, None, batch_size)
         outputs = np.empty((data.size, *self.model.output_shape), self.model.dtype)
         done = 0
         with self._fixed_blas(data):
@@ -393,11 +421,19 @@ class Trainer:
         return targets
 
     def _weights(self, y: Array, weight: Array | None, train: bool) -> Array:
-        weights = self._buffer("weights", (len(y),))
-        weights[...] = 1 if weight is None else weight
+        """A weight per row, or per label where a row has several."""
+        is_sequence = y.ndim == len(self.model.output_shape) > 1 and y.dtype.kind in "iu"
+        shape = y.shape if is_sequence else y.shape[:1]
+        weights = self._buffer("weights", shape)
+        if weight is None:
+            weights.fill(1)
+        elif weight.shape in (shape, shape[:1]) and weight.dtype.kind in "biuf":
+            np.copyto(weights.T, weight.T)
+        else:
+            raise ValueError(f"sample_weight: expected numbers of shape {shape}, got {weight.dtype} {weight.shape}")
         if self._class_weight is not None and train:
-            labels = class_numbers(y, len(self._class_weight))
-            np.multiply(weights, self._class_weight[labels], out=weights)
+            labels = class_numbers(y, len(self._class_weight), self._ignored)
+            weights *= self._class_weight[labels].reshape(shape)
         return weights
 
     def _evaluate(self, data: Arrays | Stream) -> dict[str, float]:
@@ -432,21 +468,3 @@ class _Accumulator:
         scale = 1 / self._weight if self._weight else 1.0
         self._weight, self.count = 0.0, 0
         return scale
-
-
-def like_params(model: Sequential, optimizer: Optimizer, flat: Array) -> Any:
-    """Views of an array like `model.params`, in the structure that the optimizer's parameters have."""
-    groups = [views(model, group["params"], flat) for group in optimizer.param_groups]
-    return groups if optimizer.grouped else groups[0]
-
-
-def views(model: Sequential, params: Any, flat: Array) -> Any:
-    """The views of `flat`, an array like `model.params`, that lie where these parameters are in that."""
-    if isinstance(params, Mapping):
-        return {name: views(model, value, flat) for name, value in params.items()}
-    if isinstance(params, (list, tuple)):
-        return [views(model, value, flat) for value in params]
-    if not np.may_share_memory(params, model.params):
-        raise ValueError("optimizer: its parameters are not this model's; make it of model.param_groups()")
-    start = (params.ctypes.data - model.params.ctypes.data) // model.params.itemsize
-    return flat[start : start + params.size].reshape(params.shape)

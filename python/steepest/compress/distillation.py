@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from steepest import losses
+from steepest._arguments import plain_array
 from steepest._batches import class_numbers, split_rows
 from steepest._scoring import Metric, Scorer
 from steepest.callbacks import Callback
@@ -144,7 +145,7 @@ def distill(
     >>> trainer.evaluate(x, y)["accuracy"] > 0.9
     True
     """
-    x, labels = np.asarray(x), np.asarray(y)
+    x, labels = plain_array("x", x), plain_array("y", y)
     if len(student.output_shape) != 1:
         raise ValueError(f"student: expected an output for each class, got shape {student.output_shape}")
     if labels.dtype.kind not in "iu":
@@ -154,7 +155,7 @@ def distill(
     class_numbers(labels, student.output_shape[0])
     one = np.zeros((1, 1))
     losses.distillation(one, one, np.zeros(1, int), alpha=alpha, temperature=temperature)  # refuses bad options now
-    weight = None if sample_weight is None else np.asarray(sample_weight)
+    weight = None if sample_weight is None else plain_array("sample_weight", sample_weight)
     if weight is not None and weight.shape != labels.shape:
         raise ValueError(f"sample_weight: expected shape {labels.shape}, got {weight.shape}")
     rows = np.arange(len(x))

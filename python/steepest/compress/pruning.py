@@ -11,13 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from steepest import nn
+from steepest._places import like_params, views
 from steepest.callbacks import Callback
 from steepest.nn.activations import Activation
 from steepest.nn.layer import Array
 from steepest.nn.layers import Affine
 from steepest.nn.pooling import AvgPool2D, MaxPool2D
 from steepest.optim import Optimizer
-from steepest.train import like_params, views
 
 __all__ = ["Pruning", "cubic", "prune", "shrink"]
 

@@ -131,6 +131,11 @@ class Layer:
         self.needs_input_gradient = True
         return self.build(input_shape)
 
+    def leave(self) -> None:
+        """Undoes `join`."""
+        for name in vars(self).keys() - {*self._own}:
+            delattr(self, name)
+
     def config(self) -> dict[str, Any]:
         """The constructor's arguments by name, as plain data.
 

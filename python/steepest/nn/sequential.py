@@ -87,10 +87,17 @@ class Sequential:
         for layer in self.layers:
             if not isinstance(layer, Layer):
                 raise TypeError(f"layers: expected instances of nn.Layer, got {layer!r}")
-        self._assemble()
-        for layer in self.layers:
-            for name, parameter in layer.declared.items():
-                layer.params[name][...] = parameter.init(layer.rng, parameter.shape)
+        free = [layer for layer in self.layers if not hasattr(layer, "_own")]
+        try:
+            self._assemble()
+            for layer in self.layers:
+                for name, parameter in layer.declared.items():
+                    layer.params[name][...] = parameter.init(layer.rng, parameter.shape)
+        except BaseException:
+            for layer in free:
+                if hasattr(layer, "_own"):
+                    layer.leave()
+            raise
 
     def _assemble(self) -> None:
         """Joins the layers and lays their parameters out."""
@@ -291,8 +298,16 @@ class Sequential:
 
     @random_state.setter
     def random_state(self, states: Sequence[Mapping[str, Any]]) -> None:
-        for layer, state in zip(self.layers, states, strict=True):
-            layer.rng.bit_generator.state = state
+        if len(states) != len(self.layers):
+            raise ValueError(f"random_state: expected the states of {len(self.layers)} layers, got {len(states)}")
+        before = self.random_state
+        try:
+            for layer, state in zip(self.layers, states, strict=True):
+                layer.rng.bit_generator.state = state
+        except BaseException:
+            for layer, state in zip(self.layers, before, strict=True):
+                layer.rng.bit_generator.state = state
+            raise
 
     def summary(self) -> str:
         """A table of the layers, their output shapes and parameter counts.
