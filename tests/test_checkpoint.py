@@ -621,7 +621,15 @@ def test_a_file_of_a_later_format(path: Path, monkeypatch: pytest.MonkeyPatch) -
     [
         (lambda: new_model(units=7), r"model: 0\.weight: expected float32 \(5, 7\), got float32 \(5, 6\)"),
         (lambda: new_model(np.float64), r"model: 0\.weight: expected float64 \(5, 6\), got float32"),
-        (lambda: nn.Sequential([nn.Dense(6)], 5), r"model: expected the parameters \['0\.weight', '0\.bias'\], got"),
+        (lambda: nn.Sequential([nn.Dense(6)], 5), r"model: expected the layers \['Dense'\], got \['Dense', 'ReLU',"),
+        (
+            lambda: nn.Sequential([nn.Dense(6, bias=False), nn.ReLU(), nn.Dropout(0.3), nn.Dense(2)], 5),
+            r"model: expected the parameters \['0\.weight', '3\.weight', '3\.bias'\], got",
+        ),
+        (
+            lambda: nn.Sequential([nn.Dense(6), nn.Tanh(), nn.Dropout(0.3), nn.Dense(2)], 5),
+            r"model: expected the layers \['Dense', 'Tanh', 'Dropout', 'Dense'\], got \['Dense', 'ReLU',",
+        ),
     ],
 )
 def test_models_that_do_not_match(path: Path, model: Any, message: str) -> None:

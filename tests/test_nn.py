@@ -617,8 +617,8 @@ def test_a_refused_model_leaves_its_layers_free() -> None:
     layers = [nn.Dense(3), nn.ReLU(), nn.Dense(2)]
     with pytest.raises(ValueError, match="put Flatten before"):
         nn.Sequential(layers, input_shape=(2, 2))
-    with pytest.raises(ZeroDivisionError):
-        nn.Sequential([*layers, nn.Dense(2, init=lambda rng, shape: 1 / 0)], input_shape=4)
+    with pytest.raises(ValueError, match="broadcast"):
+        nn.Sequential([*layers, nn.Dense(2, init=lambda rng, shape: np.ones(7))], input_shape=4)
     model = nn.Sequential(layers, input_shape=4)
     with pytest.raises(ValueError, match="part of a model already"):
         nn.Sequential(layers, input_shape=4)

@@ -534,7 +534,7 @@ def test_refusals_change_nothing() -> None:
     other.data = p.data[:2]
     refused(ValueError, "overlaps")
     other.data = torch.zeros(1).expand(2)
-    refused(ValueError, "got an expanded tensor")
+    refused(ValueError, "got an expanded or overlapping tensor")
 
 
 def test_a_later_gradient_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
@@ -841,3 +841,115 @@ def test_state_is_on_the_cpu_whatever_the_default_device(state_dtype: Any) -> No
     with torch.device("meta"):
         optimizer.step()
     assert p[0].item() == pytest.approx(-0.001)
+
+
+def with_gradients(*values: Any) -> list[Any]:
+    params = [torch.nn.Parameter(value) for value in values]
+    for p in params:
+        p.grad = torch.ones_like(p)
+    return params
+
+
+def test_memory_that_a_parameter_without_a_gradient_left_may_be_used_again() -> None:
+    for n, k in ((1000, 100), (10_000, 1000), (100_000, 10_000)):
+        a, b = with_gradients(torch.ones(n), torch.ones(k))
+        optimizer, kept = ours.SGD([a, b], lr=1.0), []
+        optimizer.step()
+        a.grad, a.data = None, torch.ones(1)
+        for step in range(10):
+            b.grad = torch.ones(k)
+            kept.append(b.grad)  # so that the next one lies elsewhere
+            optimizer.step()
+            assert (b == -1 - step).all()
+
+
+def test_parameters_that_are_stepped_in_copies_may_not_share_memory() -> None:
+    def refuses(*values: Any) -> bool:
+        before = [value.clone() for value in values]
+        with pytest.raises(ValueError, match="expected memory of its own"):
+            ours.SGD(with_gradients(*values), lr=0.25).step()
+        return all(map(torch.equal, values, before))
+
+    narrow, base = torch.ones(4, dtype=torch.bfloat16), torch.ones(8)
+    assert refuses(narrow[:3], narrow[1:]) and refuses(base[::2], base[::2]) and refuses(base, base[::2])
+    assert refuses(torch.zeros(5).unfold(0, 3, 1))
+    ours.SGD(with_gradients(base[::2], base[1::2]), lr=0.25).step()
+    assert (base == 0.75).all()
+
+
+def test_options_of_a_refused_step_are_not_kept() -> None:
+    a, b = with_gradients(torch.ones(2), torch.ones(2))
+    optimizer = ours.SGD([{"params": [a], "lr": 0.5}, {"params": [b], "lr": 0.25}])
+    optimizer.step()
+    first, second = optimizer.param_groups
+    first["lr"], second["lr"] = 1000.0, None
+    with pytest.raises(TypeError):
+        optimizer.step()
+    first["lr"], second["lr"] = 0.5, 0.25
+    optimizer.step()
+    assert (a == 0).all() and (b == 0.5).all()
+
+
+def test_a_narrow_model_made_wide_has_all_its_digits() -> None:
+    model = torch.nn.Linear(3, 1, bias=False).bfloat16()
+    optimizer = ours.Adam(model.parameters(), lr=0.0)
+    for dtype in (torch.bfloat16, torch.float64):
+        model.to(dtype)
+        model.weight.grad = torch.ones_like(model.weight)
+        with torch.no_grad():
+            model.weight.fill_(1 / 3)
+        before = model.weight.clone()
+        optimizer.step()
+        assert torch.equal(model.weight, before)
+    assert {x.dtype for name, x in optimizer.state[model.weight].items() if name != "step"} == {torch.float64}
+    assert "master_param" not in optimizer.state[model.weight]
+
+
+def test_groups_have_the_options_of_the_constructor_and_no_hidden_ones() -> None:
+    (p,) = with_gradients(torch.ones(3))
+    optimizer = ours.Adam([p], betas=(0.5, 0.6))
+    optimizer.load_state_dict(torch.optim.SGD([p], lr=0.1).state_dict())
+    with pytest.raises(ValueError, match="param_groups: expected the option 'betas' in each"):
+        optimizer.step()
+    ours.SGD([{"params": [p], "l1": 0.5, "max_value": 0.1}], lr=0.25).step()
+    assert (p == 0.75).all()
+    for name in ("max_norm", "state_dtype"):
+        with pytest.raises(ValueError, match=f"{name}: expected once for all groups"):
+            ours.SGD([{"params": [p], name: None}], lr=0.25)
+
+
+def test_state_that_no_longer_fits_a_parameter_without_a_gradient_stops_no_step() -> None:
+    a, b = with_gradients(torch.ones(4), torch.ones(4))
+    optimizer = ours.Adam([a, b])
+    optimizer.step()
+    a.grad, a.data = None, torch.ones(2)
+    optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))]})
+    before = b.clone()
+    optimizer.step()
+    assert not torch.equal(b, before)
+    a.grad = torch.ones(2)
+    with pytest.raises(ValueError, match=r"state: expected exp_avg of shape \(2,\), got \(4,\)"):
+        optimizer.step()
+
+
+def test_a_count_of_steps_begun_anew_keeps_the_averages() -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        (p,) = with_gradients(torch.ones(3, dtype=dtype))
+        optimizer = ours.Adam([p])
+        optimizer.step()
+        average = optimizer.state[p]["exp_avg"].clone()
+        optimizer.state[p]["step"] = torch.tensor(0.0)
+        p.grad.zero_()
+        optimizer.step()
+        assert torch.allclose(optimizer.state[p]["exp_avg"], 0.9 * average)
+
+
+def test_a_wrong_count_of_steps_changes_no_state() -> None:
+    a, b = with_gradients(torch.ones(2), torch.ones(2))
+    optimizer, a.grad = ours.Adam([a, b]), None
+    optimizer.step()
+    optimizer.state[b]["step"].fill_(-1)
+    a.grad = torch.ones(2)
+    with pytest.raises(ValueError, match="state: expected a step >= 0"):
+        optimizer.step()
+    assert a not in optimizer.state

@@ -593,7 +593,8 @@ def test_a_copied_trainer_goes_on_with_its_own_model(make: Any, copied: Any) -> 
 
 def test_masked_arrays_are_refused() -> None:
     t, masked = trainer(), np.ma.masked_array(X, X > 0)
-    for call in (lambda: t.predict(masked), lambda: t.evaluate(masked, Y), lambda: quiet(t, [(masked, Y)])):
+    calls: tuple[Any, ...] = (lambda: t.predict(masked), lambda: t.evaluate(masked, Y), lambda: quiet(t, [(masked, Y)]))
+    for call in calls:
         with pytest.raises(TypeError, match=r"x: expected a plain array, got a masked array, .* pass x.filled"):
             call()
 

@@ -137,6 +137,30 @@ def test_a_study_of_something_else_is_not_gone_on_with(tmp_path: Path, capsys: p
     assert main([*command, "--dropout", "0.1", "--study", "dropout"]) == 0
 
 
+def test_a_study_of_another_kind_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = f"sqlite:///{tmp_path}/study.db"
+    command = ["tune", "--trials", "3", *SMALL, "--storage", storage]
+    for name, direction, trials in (("falls", "minimize", 2), ("rises", "maximize", 0)):
+        study = optuna.create_study(storage=storage, study_name=name, direction=direction)
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=trials)
+        assert main([*command, "--study", name]) == 2
+        assert f"--study {name}: expected one of steepest tune, got another" in capsys.readouterr().err
+        assert len(study.trials) == trials and not study.user_attrs
+
+
+def test_a_trial_begun_by_one_process_is_told_by_another(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/study.db"
+
+    def sampler() -> SeededSampler:
+        return SeededSampler(lambda seed: optuna.samplers.TPESampler(seed=seed), 0)
+
+    trial = optuna.create_study(storage=storage, study_name="s", sampler=sampler()).ask()
+    trial.suggest_float("a", 0, 1)
+    study = optuna.load_study(storage=storage, study_name="s", sampler=sampler())
+    study.tell(trial.number, 0.5)
+    assert study.best_value == 0.5
+
+
 def test_ctrl_c_tells_what_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -332,7 +332,10 @@ const char* Tensors::collect(const Objects& gradients) {
     const Watched& w = watched_[i];
     Tensor& tensor = optimizer_.tensors_[i];
     if (!w.is_ready || !is_unmoved(w)) return kStale;
-    if (!collect_gradient(w, tensor, gradients[i])) return kGradients;
+    if (!collect_gradient(w, tensor, gradients[i])) {  // perhaps for it lies where one that moved was
+      const auto is_in_place = [this](const Watched& other) { return !other.is_ready || is_unmoved(other); };
+      return std::all_of(watched_.begin(), watched_.end(), is_in_place) ? kGradients : kStale;
+    }
     if (w.step) {
       const double steps = w.step.get();
       if (!(steps >= 0 && steps < 0x1p53)) throw py::value_error("state: expected a step >= 0");

@@ -156,11 +156,15 @@ def _study(args: argparse.Namespace, storage: Any, space: Mapping[str, Choice], 
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=3),
     )
     kept = study.user_attrs
+    is_minimized = study.direction == optuna.study.StudyDirection.MINIMIZE
+    if not is_minimized or (study.trials and not kept.keys() >= contents.keys()):
+        raise ValueError(f"--study {name}: expected one of steepest tune, got another; give this search a new name")
     for what, content in contents.items():
         if kept.get(what, content) != content:
             raise ValueError(
                 f"--study {name}: {what}: expected those of this study, {kept[what]}; give this search a new name"
             )
+    for what, content in contents.items():
         study.set_user_attr(what, content)
     return study
 

@@ -104,10 +104,14 @@ class Hooks:
         for hook in self.by_name[name]:
             hook(*args)
 
-    def begin(self) -> None:
-        """`on_train_begin` of all; where one fails, those that had begun are ended."""
+    def check(self) -> None:
+        """Refuses callbacks that cannot begin."""
         for callback in self.callbacks:
             callback._check()
+
+    def begin(self) -> None:
+        """`on_train_begin` of all; where one fails, those that had begun are ended."""
+        self.check()
         for n, callback in enumerate(self.callbacks):
             try:
                 callback.on_train_begin({})

@@ -118,4 +118,5 @@ class SeededSampler(optuna.samplers.BaseSampler):
         values: Sequence[float] | None,
     ) -> None:
         """Lets the trial's sampler go."""
-        self._samplers.pop(trial.number).after_trial(study, trial, state, values)
+        if sampler := self._samplers.pop(trial.number, None):  # none if another process began the trial
+            sampler.after_trial(study, trial, state, values)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, Self
 
@@ -131,46 +132,67 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
         """
         if (X_val is None) != (y_val is None) or (X_val is None and sample_weight_val is not None):
             raise ValueError("X_val, y_val: expected both or none of them, and sample_weight_val only beside them")
-        first = not (self.warm_start and hasattr(self, "coefs_"))
-        hidden = self._hidden()
-        given = Tasks(self, X, y, sample_weight)
-        X, y = self._check_X_y(X, y, reset=first)
-        self._learn_targets(y, first)
-        samples = self._samples(X, y, sample_weight)
-        held_out = None
-        if X_val is not None:
-            held_out = self._samples(*self._check_X_y(X_val, y_val, reset=False), sample_weight_val)
-        network = self._prepare(samples, hidden, first)
         stochastic = self.solver != "lbfgs"
-        if held_out is None and self.early_stopping and stochastic:
-            samples, held_out = self._split(samples)
-        self._weigh_classes(samples)
-        self._start(first, held_out is not None)
-        training = Training(self, network, samples, held_out, given)
-        if stochastic:
-            network.make_optimizer(self.solver, self._options(), self._rates(training.steps))
-        else:
-            network.optimizer = None
+        given = Tasks(self, X, y, sample_weight)
+        with self._as_it_was_if_refused():
+            first = not (self.warm_start and hasattr(self, "coefs_"))
+            hidden = self._hidden()
+            X, y = self._check_X_y(X, y, reset=first)
+            self._learn_targets(y, first)
+            samples = self._samples(X, y, sample_weight)
+            held_out = None
+            if X_val is not None:
+                held_out = self._samples(*self._check_X_y(X_val, y_val, reset=False), sample_weight_val)
+                if held_out.y.shape[1:] != samples.y.shape[1:]:
+                    raise ValueError(f"y_val: expected rows of shape {samples.y.shape[1:]}, got {held_out.y.shape[1:]}")
+            network = self._prepare(samples, hidden, first)
+            if held_out is None and self.early_stopping and stochastic:
+                samples, held_out = self._split(samples)
+            self._weigh_classes(samples)
+            self._start(first, held_out is not None)
+            training = Training(self, network, samples, held_out, given)
+            if stochastic:
+                network.make_optimizer(self.solver, self._options(), self._rates(training.steps))
+            else:
+                network.optimizer = None
+            training.check_callbacks()
         with training.running():
             training.fit_epochs() if stochastic else training.fit_lbfgs()
         self._check_finite(network)
         given.close()
         return self
 
-    def _fit_part(self, X: Any, y: Any, sample_weight: Any) -> Self:
-        """One epoch; the optimizer that is there goes on."""
-        if self.early_stopping:
-            raise ValueError("partial_fit does not support early_stopping=True")
-        first = not hasattr(self, "coefs_")
-        hidden = self._hidden()
-        X, y = self._check_X_y(X, y, reset=first)
-        samples = self._samples(X, y, sample_weight)
-        network = self._prepare(samples, hidden, first)
-        self._weigh_classes(samples)
-        self._start(first, False)
-        training = Training(self, network, samples, None, None)
-        if not network.optimized_by(self.solver):
-            network.make_optimizer(self.solver, self._options(), self._rates(training.steps))
+    @contextmanager
+    def _as_it_was_if_refused(self) -> Iterator[None]:
+        """A fit that is refused leaves what there was before: attributes, network, optimizer."""
+        before, network = dict(self.__dict__), self.__dict__.get("_network")
+        optimizer = network.optimizer if isinstance(network, Network) else None
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            if isinstance(network, Network):
+                network.optimizer = optimizer
+            raise
+
+    def _fit_part(self, X: Any, y: Any, sample_weight: Any, learn: Callable[[], object] = lambda: None) -> Self:
+        """One epoch; the optimizer that is there goes on. `learn` learns the classes."""
+        with self._as_it_was_if_refused():
+            learn()
+            if self.early_stopping:
+                raise ValueError("partial_fit does not support early_stopping=True")
+            first = not hasattr(self, "coefs_")
+            hidden = self._hidden()
+            X, y = self._check_X_y(X, y, reset=first)
+            samples = self._samples(X, y, sample_weight)
+            network = self._prepare(samples, hidden, first)
+            self._weigh_classes(samples)
+            self._start(first, False)
+            training = Training(self, network, samples, None, None)
+            if not network.optimized_by(self.solver):
+                network.make_optimizer(self.solver, self._options(), self._rates(training.steps))
+            training.check_callbacks()
         with training.running(begins=not self.history_.epoch, ends=False):
             training.epoch()
         self._check_finite(network)
@@ -182,6 +204,8 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
             raise ValueError(
                 "solver: 'lbfgs' needs a smooth loss that repeats; leave l1 and dropout at 0, or take another"
             )
+        if self.solver == "lbfgs" and self.solver_options:
+            raise ValueError(f"solver_options: 'lbfgs' takes none, got {self.solver_options!r}")
         sizes = self.hidden_layer_sizes
         sizes = list(sizes) if isinstance(sizes, Iterable) else [sizes]
         if any(size <= 0 for size in sizes):
@@ -210,8 +234,14 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
             before = [*(len(coef) for coef in self.coefs_), len(self.intercepts_[-1])]
             if before != units:
                 raise ValueError(f"expected layers of {before} units, as in the fit to go on from, got {units}")
+            if last != self.out_activation_:
+                raise ValueError(
+                    f"loss: the fit to go on from has {self.out_activation_!r} as last activation, this one {last!r}; "
+                    "set warm_start=False to begin anew"
+                )
             network = self._live_network()
-        self._network, self.coefs_, self.intercepts_ = network, network.coefs, network.intercepts
+        # Lists of their own: an item that is replaced is noticed.
+        self._network, self.coefs_, self.intercepts_ = network, [*network.coefs], [*network.intercepts]
         return network
 
     def _live_network(self) -> Network:
@@ -225,7 +255,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
                 return kept
             state = state_of(kept.model, kept.optimizer)
         network = Network(self.coefs_, self.intercepts_, self.activation, self.dropout, 0)
-        network.restore(state, self.solver, self._options())
+        network.restore(state)
         return network
 
     def _split(self, samples: Samples) -> tuple[Samples, Samples]:
@@ -240,26 +270,32 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
             raise ValueError(
                 "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
             )
-        return samples.part(rows[0]), samples.part(rows[1])
+        parts = samples.part(rows[0]), samples.part(rows[1])
+        if any(part.weight is not None and not part.weight.any() for part in parts):
+            raise ValueError("sample_weight: expected weights above 0 in the validation set and in the rest, got none")
+        return parts
 
     def _weigh_classes(self, samples: Samples) -> None:
         factors = self._class_factors(samples.y)
         if factors is not None:
             samples.weight = factors if samples.weight is None else samples.weight * factors
+            if not samples.weight.any():
+                raise ValueError("class_weight: expected a weight above 0 for some of the samples, got none")
 
     def _start(self, first: bool, validated: bool) -> None:
         """The attributes that training goes on to fill."""
         if first:
             self.history_ = History()
             self.t_ = self._no_improvement_count = 0
-            self.loss_curve_, self.best_loss_ = [], None
+            self.loss_, self.loss_curve_, self.best_loss_ = np.nan, [], None
             self.validation_loss_curve_ = self.validation_scores_ = self.best_validation_score_ = None
         self.n_iter_ = 0
         if validated and self.validation_scores_ is None:
             self.validation_loss_curve_, self.validation_scores_ = [], []
-        if self.early_stopping and self.best_validation_score_ is None:
+        stops = self.early_stopping and self.solver != "lbfgs"
+        if stops and self.best_validation_score_ is None:
             self.best_loss_, self.best_validation_score_ = None, -np.inf
-        elif not self.early_stopping and self.best_loss_ is None:
+        elif not stops and self.best_loss_ is None:
             self.best_loss_ = np.inf
 
     def _options(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from sklearn.base import ClassifierMixin, _fit_context
 from sklearn.preprocessing import LabelBinarizer
 from sklearn.utils import column_or_1d
 from sklearn.utils._param_validation import StrOptions
-from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import _check_partial_fit_first_call, type_of_target, unique_labels
 
@@ -98,6 +98,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             raise ValueError(
                 f"`y` has classes not in `self.classes_`. `self.classes_` has {self.classes_}, `y` also {unknown}."
             )
+        if self._label_binarizer.y_type_ == "multilabel-indicator" and y.shape[1:] != (len(self.classes_),):
+            raise ValueError(f"y: expected {len(self.classes_)} labels, 0 or 1, in each row, got shape {y.shape}")
         if self._label_binarizer.y_type_ == "multiclass":
             return np.asarray(np.searchsorted(self.classes_, column_or_1d(y)))  # classes_ are sorted
         return np.asarray(self._label_binarizer.transform(y), dtype)
@@ -110,9 +112,17 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
     def _class_factors(self, targets: Array) -> Array | None:
         if self.class_weight is None:
             return None
-        binary = self._label_binarizer.y_type_ != "multilabel-indicator"
-        labels = self.classes_[targets.reshape(-1).astype(np.intp)] if binary else targets
-        factors: Array = compute_sample_weight(self.class_weight, labels)
+        several, factors = self._label_binarizer.y_type_ == "multilabel-indicator", np.ones(len(targets))
+        numbers = targets.reshape(len(targets), -1).astype(np.intp)
+        if isinstance(self.class_weight, str):
+            labels = targets if several else self.classes_[numbers[:, 0]]
+            return np.asarray(compute_sample_weight(self.class_weight, labels))
+        given = self.class_weight if several else [self.class_weight]
+        if len(given) != numbers.shape[1]:
+            raise ValueError(f"class_weight: expected a mapping for each of {numbers.shape[1]} labels, got {given!r}")
+        classes = np.arange(2) if several else self.classes_
+        for column, weights in zip(numbers.T, given, strict=True):
+            factors *= compute_class_weight(weights, classes=classes, y=classes)[column]
         return factors
 
     @available_if(stochastic)
@@ -126,10 +136,13 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         """
         if isinstance(self.class_weight, str):
             raise ValueError(f"class_weight: {self.class_weight!r} needs all of the data; pass partial_fit numbers")
-        if _check_partial_fit_first_call(self, classes):
-            labels = type_of_target(y).startswith("multilabel")
-            self._label_binarizer = LabelBinarizer().fit(y if labels else classes)
-        return self._fit_part(X, y, sample_weight)
+
+        def learn() -> None:
+            if _check_partial_fit_first_call(self, classes):
+                labels = type_of_target(y).startswith("multilabel")
+                self._label_binarizer = LabelBinarizer().fit(y if labels else classes)
+
+        return self._fit_part(X, y, sample_weight, learn)
 
     def predict(self, X: Any) -> Array:
         """The most probable class of each row, (n_samples,), or its labels as 0 and 1, (n_samples, n_outputs)."""

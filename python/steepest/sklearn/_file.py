@@ -64,12 +64,16 @@ def _plain(value: Any) -> Any:
         return {"RandomState": value.get_state(legacy=False)}
     if isinstance(value, np.ndarray) and value.dtype == object:
         return {"objects": value.tolist(), "shape": list(value.shape)}
+    if isinstance(value, Mapping):  # of the user's, with any keys
+        return {"mapping": dict(value)}
     return _described(value)
 
 
 def _original(value: Any, custom: Mapping[str, Any]) -> Any:
     if not isinstance(value, dict):
         return value
+    if "mapping" in value:
+        return value["mapping"]
     if "RandomState" in value:
         state = np.random.RandomState()
         state.set_state(value["RandomState"])

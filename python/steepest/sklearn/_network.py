@@ -15,6 +15,7 @@ from scipy.special import xlogy
 
 from steepest import _core, losses, nn, optim, schedules
 from steepest._batches import take
+from steepest._places import places, views_at
 from steepest._scoring import _softmax
 from steepest._settings import OPTIMIZERS, SCHEDULES
 from steepest.nn.layer import Array, Buffers
@@ -89,13 +90,22 @@ class Network:
                 layers.append(LAYERS[activation]())
             if dropout:
                 layers.append(nn.Dropout(dropout))
-        self.model = nn.Sequential([*layers, dense[-1]], len(coefs[0]), seed=seed, dtype=coefs[0].dtype)
+        dtype = common_dtype(coefs, intercepts)
+        self.model = nn.Sequential([*layers, dense[-1]], len(coefs[0]), seed=seed, dtype=dtype)
         self.coefs = [layer.params["weight"] for layer in dense]
         self.intercepts = [layer.params["bias"] for layer in dense]
         for view, value in zip(self.parameters, [*coefs, *intercepts], strict=True):
+            if view.shape != value.shape:
+                raise ValueError(
+                    f"coefs_, intercepts_: expected shape {view.shape} beside the others, got {value.shape}"
+                )
             view[...] = value
         self.optimizer: Optimizer | None = None
-        self.penalty = "weight_decay"  # the optimizer's option that adds l2 p to the gradient
+
+    @property
+    def penalty(self) -> str:
+        """The optimizer's option that adds l2 p to the gradient."""
+        return penalty_of(type(self.optimizer))
 
     @property
     def parameters(self) -> list[Array]:
@@ -117,9 +127,8 @@ class Network:
         `rate`: learning rate or schedule of an optimizer that has taken so many steps.
         """
         kind: type[Optimizer] = getattr(optim, OPTIMIZERS[solver])
-        known = inspect.signature(kind).parameters
-        self.penalty = "l2" if "l2" in known else "weight_decay"
-        own = {"params", "lr", "l1", "l2", self.penalty}
+        known, penalty = inspect.signature(kind).parameters, penalty_of(kind)
+        own = {"params", "lr", "l1", "l2", penalty}
         for name in options:
             if name in own or name not in known:
                 raise ValueError(
@@ -127,28 +136,43 @@ class Network:
                     + "; the learning rate and the penalties are parameters of their own" * (name in own)
                 )
         before = self.optimizer
-        self.optimizer = kind(self.model.param_groups(**{self.penalty: 0.0, "l1": 0.0}), lr=rate(0), **options)
+        optimizer = kind(self.model.param_groups(**{penalty: 0.0, "l1": 0.0}), lr=rate(0), **options)
         if before is not None and type(before) is kind:
-            kept = {**before.state_dict(), "param_groups": self.optimizer.state_dict()["param_groups"]}
+            kept = {**before.state_dict(), "param_groups": optimizer.state_dict()["param_groups"]}
             with contextlib.suppress(TypeError, ValueError):  # other options may keep other moments
-                self.optimizer.load_state_dict(kept)
-            self.optimizer.lr = rate(self.optimizer.steps)
+                optimizer.load_state_dict(kept)
+            optimizer.lr = rate(optimizer.steps)
+        self.optimizer = optimizer
 
-    def restore(self, state: Mapping[str, Any], solver: str, options: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on from what `state_of` gave."""
         with contextlib.suppress(ValueError):  # the dropout was changed meanwhile
             self.model.random_state = state["random_state"]
         if "optimizer" in state:
-            self.make_optimizer(solver, options, lambda steps: state["lr"])
-            with contextlib.suppress(TypeError, ValueError):  # the solver was changed meanwhile
-                self.optimizer.load_state_dict(state["optimizer"])  # type: ignore[union-attr]
+            kind, optimizer, found = state["optimizer"]
+            groups = zip(optimizer["groups"], found, strict=True)
+            params = [{**group, "params": views_at(at, self.model.params)} for group, at in groups]
+            self.optimizer = kind.__new__(kind)
+            self.optimizer.__setstate__({**optimizer, "groups": params})
+
+
+def penalty_of(kind: type[Any]) -> str:
+    """The option of such an optimizer that adds l2 p to the gradient."""
+    return "l2" if "l2" in inspect.signature(kind).parameters else "weight_decay"
+
+
+def common_dtype(coefs: Sequence[Array], intercepts: Sequence[Array]) -> np.dtype[Any]:
+    """What a network with these parameters computes in: they may have been set by hand."""
+    return np.result_type(*coefs, *intercepts, np.float32)
 
 
 def state_of(model: nn.Sequential, optimizer: Optimizer | None) -> dict[str, Any]:
     """What a network is beside its parameters, for `Network.restore`."""
     state: dict[str, Any] = {"random_state": model.random_state}
     if optimizer is not None:
-        state |= {"lr": optimizer.param_groups[0]["lr"], "optimizer": optimizer.state_dict()}
+        kept = optimizer.__getstate__()
+        found = [places(group.pop("params"), model.params) for group in kept["groups"]]
+        state["optimizer"] = type(optimizer), kept, found
     return state
 
 
@@ -227,7 +251,8 @@ class Samples:
 
 def outputs(coefs: Sequence[Array], intercepts: Sequence[Array], activation: str, last: str, x: Any) -> Array:
     """What a network with these parameters makes of the rows, its last activation included."""
-    dtype = coefs[0].dtype
+    dtype = common_dtype(coefs, intercepts)
+    coefs, intercepts = ([np.asarray(x, dtype) for x in parameters] for parameters in (coefs, intercepts))
     result = np.empty((x.shape[0], len(intercepts[-1])), dtype)
     x = x.tocsr() if sparse.issparse(x) else x
     for start in range(0, len(result), CHUNK):

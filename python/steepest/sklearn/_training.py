@@ -57,6 +57,10 @@ class Training:
         """The network's."""
         return self.network.optimizer
 
+    def check_callbacks(self) -> None:
+        """Refuses callbacks that cannot begin."""
+        self._hooks.check()
+
     @contextmanager
     def running(self, *, begins: bool = True, ends: bool = True) -> Iterator[None]:
         """Around the epochs: threads of BLAS as in `Trainer`, and the callbacks' first and last hooks."""
@@ -118,12 +122,14 @@ class Training:
 
     def fit_lbfgs(self) -> None:
         """SciPy's L-BFGS-B on all samples; an epoch is one of its iterations."""
-        est = self.estimator
+        est, last = self.estimator, self.model.params.astype(np.float64)
 
         def iterated(intermediate_result: Any) -> None:
-            np.copyto(self.model.params, intermediate_result.x, casting="same_kind")
+            np.copyto(last, intermediate_result.x)
+            np.copyto(self.model.params, last, casting="same_kind")
             est.n_iter_ += 1
-            logs = {"loss": float(intermediate_result.fun)}
+            est.loss_ = float(intermediate_result.fun)
+            logs = {"loss": est.loss_}
             est.loss_curve_.append(logs["loss"])
             if est.best_loss_ is not None:
                 est.best_loss_ = min(est.best_loss_, logs["loss"])
@@ -134,14 +140,14 @@ class Training:
             if self.stop_training:
                 raise StopIteration
 
-        result = scipy.optimize.minimize(
-            self._objective,
-            self.model.params.astype(np.float64),
-            method="L-BFGS-B",
-            jac=True,
-            options={"maxfun": est.max_fun, "maxiter": est.max_iter, "gtol": est.tol},
-            callback=iterated,
-        )
+        options = {"maxfun": est.max_fun, "maxiter": est.max_iter, "gtol": est.tol}
+        try:
+            result = scipy.optimize.minimize(
+                self._objective, last.copy(), method="L-BFGS-B", jac=True, options=options, callback=iterated
+            )
+        except BaseException:  # within a line search
+            np.copyto(self.model.params, last, casting="same_kind")
+            raise
         np.copyto(self.model.params, result.x, casting="same_kind")
         est.loss_ = float(result.fun)
         est.n_iter_ = result.nit if self.stop_training else _check_optimize_result("lbfgs", result, est.max_iter)
@@ -228,8 +234,7 @@ class Training:
         self._divisor = divisor
         group = self.optimizer.param_groups[0]
         for name, strength in ((self.network.penalty, self.estimator.alpha), ("l1", self.estimator.l1)):
-            if strength:
-                group[name] = float(strength) / divisor if divisor else 0.0
+            group[name] = float(strength) / divisor if divisor else 0.0
 
     def _objective(self, params: Array) -> tuple[float, Array]:
         """The loss and its gradient over all samples at these parameters, for L-BFGS."""

@@ -45,7 +45,7 @@ sparse, complex, of whole numbers or not on the CPU (TypeError), a parameter tha
 share memory, and gradients that are not of their parameter's shape (ValueError); then nothing is changed.
 
 Different from PyTorch: RMSprop's `centered` variance is not below 0 (where rounding makes PyTorch's negative, it gives
-NaN), and state smaller than the smallest normal number becomes 0.
+NaN), `amsgrad`'s maximum does not keep a NaN, and state smaller than the smallest normal number becomes 0.
 """
 
 try:

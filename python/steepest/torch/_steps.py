@@ -13,7 +13,17 @@ from torch.optim import optimizer as base
 from steepest import _core, optim
 from steepest._arguments import check_number
 from steepest.torch._state import BITS, CODE, SCALE, followed, is_signed, keep
-from steepest.torch._tensors import NARROW, WIDE, check_tensor, functions, is_dense, laid_out_as
+from steepest.torch._tensors import (
+    NARROW,
+    WIDE,
+    check_tensor,
+    functions,
+    is_dense,
+    laid_out_as,
+    overlaps_itself,
+    share_memory,
+    span_of,
+)
 
 _MASTER = "master_param"
 _STATE_DTYPES = (None, "float32", "bfloat16", "8bit")
@@ -101,6 +111,9 @@ class Steps(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; refuses parameters that the kernels cannot step."""
+        for name in ("max_norm", "state_dtype"):
+            if name in param_group:
+                raise ValueError(f"{name}: expected once for all groups, as the constructor's argument, got a group's")
         super().add_param_group(param_group)
         try:
             group = self.param_groups[-1]
@@ -153,7 +166,9 @@ class Steps(torch.optim.Optimizer):
         """The group's options in the compiled rule's words."""
         rule: Any = self._rule_of(group)
         options = dict(_defaults(rule))
-        for name in options.keys() & group.keys():
+        for name in options.keys() & self.defaults.keys():  # a group may have more, which is none of ours
+            if name not in group:
+                raise ValueError(f"param_groups: expected the option {name!r} in each, got {', '.join(group)}")
             value = group[name]
             options[name] = tuple(map(_number, value)) if name == "betas" else _number(value)
         return dict(rule._core_options(options))
@@ -180,6 +195,7 @@ class Steps(torch.optim.Optimizer):
                 for p in group["params"]
             ]
             tensors.watch(self.param_groups, self.state, entries)
+            self._check_apart()
         except Exception:
             for p, kept in undo:
                 if kept is None:
@@ -190,6 +206,20 @@ class Steps(torch.optim.Optimizer):
             raise
         tensors.watch_options(self.param_groups)
         self._tensors = tensors
+
+    def _check_apart(self) -> None:
+        """Refuses parameters that share memory: those stepped in a copy, which the compiled optimizer does not see."""
+        copied = {id(p) for p, _ in self._copied}
+        if not copied:
+            return
+        spans = sorted((*span_of(p), name, p) for name, p in self._named() if p.numel())
+        open_spans: list[Any] = []
+        for start, end, name, p in spans:
+            open_spans = [other for other in open_spans if other[1] > start]
+            for *_, before, q in open_spans:
+                if copied & {id(p), id(q)} and p is not q and share_memory(p, q):
+                    raise ValueError(f"{name}: expected memory of its own, got some of {before}'s")
+            open_spans.append((start, end, name, p))
 
     def _named(self) -> Iterator[tuple[str, Any]]:
         for i, group in enumerate(self.param_groups):
@@ -204,8 +234,10 @@ class Steps(torch.optim.Optimizer):
         check_tensor(f"{name}.grad", p.grad)
         if p.grad.shape != p.shape:
             raise ValueError(f"{name}.grad: expected shape {tuple(p.shape)}, got {tuple(p.grad.shape)}")
-        if torch._debug_has_internal_overlap(p) == 1:
-            raise ValueError(f"{name}: expected memory of its own for each element, got an expanded tensor; clone it")
+        if overlaps_itself(p):
+            raise ValueError(
+                f"{name}: expected memory for each element, got an expanded or overlapping tensor; clone it"
+            )
 
     def _check_state_dtype(self, group: dict[str, Any]) -> None:
         value = self._state_dtype
@@ -239,7 +271,8 @@ class Steps(torch.optim.Optimizer):
         taken = int(all(kept.get(name) is not None or kept.get(name + CODE) is not None for name in names))
         scalars = {"step": float(taken), **self._scalars} if is_coded else self._scalars  # the rounding depends on it
         needed = [*scalars, *keys, *[_MASTER] * (p.dtype in NARROW)]
-        if p.grad is None and any(kept.get(name) is None for name in needed):
+        shapes = [x.shape for name in names for x in (kept.get(name), kept.get(name + CODE)) if x is not None]
+        if p.grad is None and (any(kept.get(name) is None for name in needed) or any(s != p.shape for s in shapes)):
             return group, p, None, None, None, None, 0
         undo.append((p, dict(kept) if p in self.state else None))
         if needed:
@@ -248,9 +281,12 @@ class Steps(torch.optim.Optimizer):
             kept[name] = self._scalar(
                 name, kept.get(name, first), base._get_scalar_dtype(self.param_groups[group].get("fused"))
             )
+        if p.dtype not in NARROW and p in self.state:
+            kept.pop(_MASTER, None)
         target = self._target(p, kept)
         for name in names:
-            if p.dtype in NARROW and kept.get("step") == 0 and kept.get(name) is not None and dtype == torch.float32:
+            made = kept.get(name)
+            if kept.get("step") == 0 and dtype == torch.float32 and made is not None and made.dtype in NARROW:
                 del kept[name]  # what torch's constructor made, in fewer digits
             keep(kept, name, target, dtype, self.param_groups[group].get("initial_accumulator_value", 0.0))
         state = [kept[key] for key in keys]
@@ -258,6 +294,8 @@ class Steps(torch.optim.Optimizer):
 
     @staticmethod
     def _scalar(name: str, x: Any, dtype: Any) -> Any:
+        if name == "step" and not 0 <= _number(x) < 2**53:
+            raise ValueError(f"state: expected a step >= 0, got {x!r}")
         if isinstance(x, torch.Tensor) and x.dtype in WIDE and x.device.type == "cpu" and x.numel() == 1:
             return x
         return torch.tensor(_number(x), dtype=dtype, device="cpu")
@@ -312,15 +350,17 @@ class Steps(torch.optim.Optimizer):
         found = self._tensors.step(self.param_groups, self.state, gradients)
         if found != "options":
             return found
-        for i, group in enumerate(self.param_groups):
-            if self._tensors.set_options(i, self._options(group)) != self._names[i]:
-                return "stale"  # these options need other state
-        self._tensors.watch_options(self.param_groups)
-        return self._tensors.step(self.param_groups, self.state, gradients)
+        tensors, options = self._tensors, [self._options(group) for group in self.param_groups]
+        self._tensors = None  # unless all of them are taken
+        if [tensors.set_options(i, each) for i, each in enumerate(options)] != self._names:
+            return "stale"  # these options need other state
+        tensors.watch_options(self.param_groups)
+        self._tensors = tensors
+        return tensors.step(self.param_groups, self.state, gradients)
 
     def _careful_step(self, found: str) -> None:
         """A step for which something has to be prepared."""
-        if found == "stale" or any(p.shape != target.shape for p, target in self._copied):
+        if found == "stale" or any(self._is_stale(p, target) for p, target in self._copied):
             self._watch()
         for copies in (False, False, True):
             found = self._take(self._gradients(copies))
@@ -333,6 +373,13 @@ class Steps(torch.optim.Optimizer):
         for p, target in self._copied:
             if p.grad is not None:
                 p.copy_(target)
+
+    @staticmethod
+    def _is_stale(p: Any, target: Any) -> bool:
+        """Whether p has become another tensor than the one that is stepped in a copy."""
+        is_wide = p.dtype in WIDE
+        dtype = p.dtype if is_wide else torch.float32
+        return p.shape != target.shape or target.dtype != dtype or (is_wide and is_dense(p) and not p.is_neg())
 
     def _gradients(self, copies: bool) -> list[Any]:
         """The gradients as they must lie in memory; and what is stepped in place of a parameter follows it."""

@@ -6,6 +6,7 @@ import ctypes
 import functools
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -69,3 +70,30 @@ def flat(x: Any) -> Any:
 
 def is_dense(x: Any) -> bool:
     return bool(torch.empty_like(x, device="meta").stride() == x.stride())
+
+
+def overlaps_itself(x: Any) -> bool:
+    """Whether an element of x may lie where another one does."""
+    span: int = 1
+    for stride, size in sorted(zip(x.stride(), x.shape, strict=True)):
+        if size > 1 and stride < span:
+            return bool(x.numel())
+        span += (size - 1) * stride
+    return False
+
+
+def span_of(x: Any) -> tuple[int, int]:
+    """The addresses between which x, which is not empty, has its elements."""
+    elements = 1 + sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
+    return x.data_ptr(), x.data_ptr() + elements * x.itemsize
+
+
+def share_memory(x: Any, y: Any) -> bool:
+    """Whether an element of one lies where one of the other does."""
+    return bool(np.shares_memory(_memory(x), _memory(y)))
+
+
+def _memory(x: Any) -> Any:
+    strides = tuple(stride * x.itemsize for stride in x.stride())
+    described = {"data": (x.data_ptr(), False), "shape": tuple(x.shape), "strides": strides}
+    return np.asarray(SimpleNamespace(__array_interface__={**described, "typestr": f"|V{x.itemsize}", "version": 3}))
