@@ -166,7 +166,7 @@ class Steps(torch.optim.Optimizer):
         """The group's options in the compiled rule's words."""
         rule: Any = self._rule_of(group)
         options = dict(_defaults(rule))
-        for name in options.keys() & self.defaults.keys():  # a group may have more, which is none of ours
+        for name in filter(self.defaults.__contains__, options):  # a group may have more, which is none of ours
             if name not in group:
                 raise ValueError(f"param_groups: expected the option {name!r} in each, got {', '.join(group)}")
             value = group[name]
@@ -236,7 +236,7 @@ class Steps(torch.optim.Optimizer):
             raise ValueError(f"{name}.grad: expected shape {tuple(p.shape)}, got {tuple(p.grad.shape)}")
         if overlaps_itself(p):
             raise ValueError(
-                f"{name}: expected memory for each element, got an expanded or overlapping tensor; clone it"
+                f"{name}: expected memory of its own for each element, got an expanded or overlapping one; clone it"
             )
 
     def _check_state_dtype(self, group: dict[str, Any]) -> None:
