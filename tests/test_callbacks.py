@@ -194,6 +194,12 @@ def test_reduce_on_plateau_refuses_a_schedule() -> None:
     assert t.history.epoch == []
 
 
+@pytest.mark.parametrize("path", ["{}.safetensors", "{0}.safetensors", "{loss.safetensors"])
+def test_a_path_without_names_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="path: expected names of quantities in braces, got"):
+        ModelCheckpoint(path)
+
+
 def test_what_cannot_begin_leaves_the_others_alone(tmp_path: Any) -> None:
     """Their files, what they were told to go on from, and the parameters."""
     t, log = trainer(), tmp_path / "log.csv"

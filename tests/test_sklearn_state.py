@@ -50,7 +50,8 @@ def fitted(kind: Any = MLPClassifier, **options: Any) -> Any:
             "expected an optimizer with a learning rate",
         ),
         ({}, {"X": IRIS[0][:, :3], "sample_weight": -np.ones(150)}, "sample_weight: expected weights >= 0"),
-        ({}, {"X_val": IRIS[0][:, :3], "y_val": IRIS[1]}, "X has 3 features"),
+        ({}, {"X_val": IRIS[0][:, :3], "y_val": IRIS[1]}, "X_val, y_val, .*: X has 3 features"),
+        ({"hidden_layer_sizes": [10.0]}, {}, "hidden_layer_sizes: expected integers"),
     ],
 )
 def test_a_refused_fit_leaves_what_there_was(parameters: Any, arguments: Any, message: str) -> None:

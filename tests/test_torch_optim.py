@@ -883,7 +883,7 @@ def test_options_of_a_refused_step_are_not_kept() -> None:
     optimizer.step()
     first, second = optimizer.param_groups
     first["lr"], second["lr"] = 1000.0, None
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="lr: float"):
         optimizer.step()
     first["lr"], second["lr"] = 0.5, 0.25
     optimizer.step()
@@ -914,7 +914,7 @@ def test_groups_have_the_options_of_the_constructor_and_no_hidden_ones() -> None
     ours.SGD([{"params": [p], "l1": 0.5, "max_value": 0.1}], lr=0.25).step()
     assert (p == 0.75).all()
     for name in ("max_norm", "state_dtype"):
-        with pytest.raises(ValueError, match=f"{name}: expected once for all groups"):
+        with pytest.raises(ValueError, match=f"{name}: expected one for all groups"):
             ours.SGD([{"params": [p], name: None}], lr=0.25)
 
 

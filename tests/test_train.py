@@ -599,6 +599,12 @@ def test_masked_arrays_are_refused() -> None:
             call()
 
 
+@pytest.mark.parametrize("x", [None, 3.0])
+def test_what_has_no_rows_is_refused(x: Any) -> None:
+    with pytest.raises(ValueError, match=r"x: expected rows, got shape \(\)"):
+        trainer().predict(x)
+
+
 def test_a_loss_that_is_replaced_brings_its_ignored_label() -> None:
     y = np.where(np.arange(len(Y)) < 30, 0, Y)
     loss = partial(sp.losses.softmax_cross_entropy, ignore_index=0)

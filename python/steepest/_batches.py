@@ -40,6 +40,8 @@ class Arrays:
         batch_size: int | None,
         rows: Array | None = None,
     ) -> None:
+        if x.ndim == 0:
+            raise ValueError(f"x: expected rows, got shape {x.shape}")
         if batch_size is not None:
             batch_size = check_positive("batch_size", batch_size, "None or a positive integer")
         self.x, self.y, self.weight, self.rows = x, y, weight, rows

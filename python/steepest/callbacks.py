@@ -15,6 +15,7 @@ import errno
 import io
 import math
 import os
+import string
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TextIO
@@ -330,6 +331,12 @@ class ModelCheckpoint(_Monitor):
         if every < 1:
             raise ValueError(f"every: expected at least 1 epoch, got {every!r}")
         self.path, self.save_best_only, self.every, self.extra = os.fsdecode(path), save_best_only, every, extra
+        try:
+            names = [name for _, name, *_ in string.Formatter().parse(self.path) if name is not None]
+        except ValueError as error:
+            raise ValueError(f"path: expected names of quantities in braces, got {self.path!r}: {error}") from None
+        if any(not name or name.isdigit() for name in names):
+            raise ValueError(f"path: expected names of quantities in braces, got {self.path!r}")
         super().__init__(monitor, mode, 0.0)
 
     def on_train_begin(self, logs: Logs) -> None:

@@ -167,9 +167,10 @@ class Trainer:
         - `validation_split` (0): the fraction of rows to hold out, drawn with the seed and, for
           classes, stratified; see `split_rows`. `validation_data`: (x, y), (x, y, sample weights)
           or an iterable of batches.
-        - `sample_weight`: a weight per row; losses are then weighted means. `class_weight`: a
-          factor per class, for integer labels (those not in a mapping have 1), or "balanced":
-          rows / (classes x rows of the class).
+        - `sample_weight`: a weight per row, or per label where rows have several; losses are then
+          weighted means. `class_weight`: a factor per class, for integer labels (those not in a
+          mapping have 1), or "balanced": labels / (classes x labels of the class). Neither counts
+          labels that the loss is told to ignore.
         - `shuffle` (True), `seed` (0): each epoch's order is drawn from the seed and the epoch's
           number, so training resumed at `initial_epoch` goes on as if never interrupted.
         - `callbacks`: see `steepest.callbacks`. `verbose` (True) adds a `ProgressBar`.

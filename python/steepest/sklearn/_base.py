@@ -142,7 +142,10 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
             samples = self._samples(X, y, sample_weight)
             held_out = None
             if X_val is not None:
-                held_out = self._samples(*self._check_X_y(X_val, y_val, reset=False), sample_weight_val)
+                try:
+                    held_out = self._samples(*self._check_X_y(X_val, y_val, reset=False), sample_weight_val)
+                except (TypeError, ValueError) as error:
+                    raise type(error)(f"X_val, y_val, sample_weight_val: {error}") from error
                 if held_out.y.shape[1:] != samples.y.shape[1:]:
                     raise ValueError(f"y_val: expected rows of shape {samples.y.shape[1:]}, got {held_out.y.shape[1:]}")
             network = self._prepare(samples, hidden, first)
@@ -208,6 +211,8 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
             raise ValueError(f"solver_options: 'lbfgs' takes none, got {self.solver_options!r}")
         sizes = self.hidden_layer_sizes
         sizes = list(sizes) if isinstance(sizes, Iterable) else [sizes]
+        if not all(isinstance(size, Integral) for size in sizes):
+            raise TypeError(f"hidden_layer_sizes: expected integers, got {sizes}")
         if any(size <= 0 for size in sizes):
             raise ValueError(f"hidden_layer_sizes must be > 0, got {sizes}.")
         return [operator.index(size) for size in sizes]

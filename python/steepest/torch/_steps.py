@@ -111,12 +111,12 @@ class Steps(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's; refuses parameters that the kernels cannot step."""
-        for name in ("max_norm", "state_dtype"):
-            if name in param_group:
-                raise ValueError(f"{name}: expected once for all groups, as the constructor's argument, got a group's")
         super().add_param_group(param_group)
         try:
             group = self.param_groups[-1]
+            for name in ("max_norm", "state_dtype"):
+                if name in group:
+                    raise ValueError(f"{name}: expected one for all groups, the constructor's, got a group's own")
             _check_flags(group)
             for i, p in enumerate(group["params"]):
                 check_tensor(f"param_groups[{len(self.param_groups) - 1}]['params'][{i}]", p)
@@ -170,7 +170,10 @@ class Steps(torch.optim.Optimizer):
             if name not in group:
                 raise ValueError(f"param_groups: expected the option {name!r} in each, got {', '.join(group)}")
             value = group[name]
-            options[name] = tuple(map(_number, value)) if name == "betas" else _number(value)
+            try:
+                options[name] = tuple(map(_number, value)) if name == "betas" else _number(value)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{name}: {error}") from None
         return dict(rule._core_options(options))
 
     def _watch(self) -> None:
