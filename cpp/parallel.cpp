@@ -352,9 +352,11 @@ void run(const Job& wanted, std::ptrdiff_t bytes_per_unit) noexcept {
   const bool is_timed = bytes >= (job.pace == Pace::brisk ? kBriskBytes : kSpinBytes);
   if (shared_block > 0) {
     job.blocks = (job.units + shared_block - 1) / shared_block;
-  } else if (is_timed && bytes >= parallel_bytes(job.pace, begin)) {  // as many for each thread, if they can be
+  } else if (is_timed && bytes >= parallel_bytes(job.pace, begin)) {
     const std::ptrdiff_t block = std::clamp(bytes / (kBlocksPerThread * all_threads), kMinBlockBytes, kMaxBlockBytes);
-    job.blocks = std::min((bytes / all_threads + block - 1) / block * all_threads, job.units);
+    const std::ptrdiff_t wanted = (bytes + block - 1) / block, more = all_threads - 1;
+    const bool is_even = wanted > all_threads;  // as many for each thread
+    job.blocks = std::min(is_even ? (wanted + more) / all_threads * all_threads : wanted, job.units);
   }
   job.blocks = std::min(job.blocks, kMaxBlocks);
   const int team = static_cast<int>(std::min(all_threads, job.blocks));
