@@ -39,6 +39,20 @@ def views_at(found: Any, flat: Array) -> Any:
     return flat[start : start + math.prod(shape)].reshape(shape, order=order)
 
 
+def places_of(optimizer: Optimizer, flat: Array) -> list[Any]:
+    """`places` of the parameters of each group."""
+    return [places(group["params"], flat) for group in optimizer.param_groups]
+
+
+def attach(optimizer: Optimizer, state: Mapping[str, Any], found: Sequence[Any], flat: Array) -> None:
+    """Gives the optimizer the `__getstate__` of one whose parameters lay at these places, and those of `flat`.
+
+    A copied or unpickled optimizer has parameters of its own, which are nobody's.
+    """
+    groups = [{**group, "params": views_at(at, flat)} for group, at in zip(state["groups"], found, strict=True)]
+    optimizer.__setstate__({**state, "groups": groups})
+
+
 def views(model: Sequential, params: Any, flat: Array) -> Any:
     """The views of `flat`, an array like `model.params`, that lie where these parameters are in that."""
     return views_at(places(params, model.params), flat)

@@ -112,7 +112,6 @@ class Hooks:
 
     def begin(self) -> None:
         """`on_train_begin` of all; where one fails, those that had begun are ended."""
-        self.check()
         for n, callback in enumerate(self.callbacks):
             try:
                 callback.on_train_begin({})

@@ -46,7 +46,7 @@ from numpy.typing import NDArray
 from steepest import optim, schedules
 from steepest._arguments import arrays_of
 from steepest._core import __version__
-from steepest._places import order_of, places, views_at
+from steepest._places import order_of, places_of, views_at
 from steepest.optim import Optimizer
 
 # Layers, safetensors and what they need are imported where they are used: `import steepest` is quick.
@@ -289,7 +289,7 @@ def _optimizer_document(optimizer: Optimizer, model: Sequential) -> dict[str, An
         "precision": optimizer._precision,
         "grouped": optimizer.grouped,
         "rates": [_described(group["lr"]) for group in groups],
-        "places": [places(group["params"], model.params) for group in groups],
+        "places": places_of(optimizer, model.params),
         **optimizer.state_dict(),
     }
 

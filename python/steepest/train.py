@@ -25,7 +25,7 @@ from steepest._batches import (
 )
 from steepest._history import History
 from steepest._lr_finder import LRFinder
-from steepest._places import like_params, places, views_at
+from steepest._places import attach, like_params, places_of
 from steepest._scoring import Metric, Scorer, link_of, named, on_probabilities
 from steepest.callbacks import Callback, Hooks, ProgressBar
 from steepest.nn.layer import Array, Buffers, well_formed
@@ -122,17 +122,12 @@ class Trainer:
         self._buffer = Buffers(self.model.dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        groups = self.optimizer.param_groups
         kept = {name: value for name, value in vars(self).items() if name not in ("_gradients", "_buffer")}
-        return {**kept, "places": [places(group["params"], self.model.params) for group in groups]}
+        return {**kept, "places": places_of(self.optimizer, self.model.params)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        # A copied optimizer has parameters of its own: they become the copied model's.
-        optimizer = self.optimizer.__getstate__()
-        for group, found in zip(optimizer["groups"], vars(self).pop("places"), strict=True):
-            group["params"] = views_at(found, self.model.params)
-        self.optimizer.__setstate__(optimizer)
+        attach(self.optimizer, self.optimizer.__getstate__(), vars(self).pop("places"), self.model.params)
         self._connect()
 
     @property
@@ -201,6 +196,7 @@ class Trainer:
         steps = len(data) if isinstance(data, Arrays) else None
         callbacks = [*callbacks, *([ProgressBar()] if verbose else [])]
         hooks = Hooks(callbacks, self, epochs=epochs, steps=steps)  # may refuse them
+        hooks.check()
         before = self.callbacks, self.history
         self.callbacks, self._class_weight = callbacks, factors
         self.history, self.stop_training = self.history.before(initial_epoch), False

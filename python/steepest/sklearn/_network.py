@@ -15,7 +15,7 @@ from scipy.special import xlogy
 
 from steepest import _core, losses, nn, optim, schedules
 from steepest._batches import take
-from steepest._places import places, views_at
+from steepest._places import attach, places_of
 from steepest._scoring import _softmax
 from steepest._settings import OPTIMIZERS, SCHEDULES
 from steepest.nn.layer import Array, Buffers
@@ -149,11 +149,9 @@ class Network:
         with contextlib.suppress(ValueError):  # the dropout was changed meanwhile
             self.model.random_state = state["random_state"]
         if "optimizer" in state:
-            kind, optimizer, found = state["optimizer"]
-            groups = zip(optimizer["groups"], found, strict=True)
-            params = [{**group, "params": views_at(at, self.model.params)} for group, at in groups]
+            kind, kept, found = state["optimizer"]
             self.optimizer = kind.__new__(kind)
-            self.optimizer.__setstate__({**optimizer, "groups": params})
+            attach(self.optimizer, kept, found, self.model.params)
 
 
 def penalty_of(kind: type[Any]) -> str:
@@ -171,8 +169,9 @@ def state_of(model: nn.Sequential, optimizer: Optimizer | None) -> dict[str, Any
     state: dict[str, Any] = {"random_state": model.random_state}
     if optimizer is not None:
         kept = optimizer.__getstate__()
-        found = [places(group.pop("params"), model.params) for group in kept["groups"]]
-        state["optimizer"] = type(optimizer), kept, found
+        for group in kept["groups"]:
+            del group["params"]
+        state["optimizer"] = type(optimizer), kept, places_of(optimizer, model.params)
     return state
 
 
@@ -252,7 +251,7 @@ class Samples:
 def outputs(coefs: Sequence[Array], intercepts: Sequence[Array], activation: str, last: str, x: Any) -> Array:
     """What a network with these parameters makes of the rows, its last activation included."""
     dtype = common_dtype(coefs, intercepts)
-    coefs, intercepts = ([np.asarray(x, dtype) for x in parameters] for parameters in (coefs, intercepts))
+    coefs, intercepts = ([np.asarray(p, dtype) for p in parameters] for parameters in (coefs, intercepts))
     result = np.empty((x.shape[0], len(intercepts[-1])), dtype)
     x = x.tocsr() if sparse.issparse(x) else x
     for start in range(0, len(result), CHUNK):
