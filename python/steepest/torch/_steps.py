@@ -353,13 +353,11 @@ class Steps(torch.optim.Optimizer):
         found = self._tensors.step(self.param_groups, self.state, gradients)
         if found != "options":
             return found
-        tensors, options = self._tensors, [self._options(group) for group in self.param_groups]
-        self._tensors = None  # unless all of them are taken
-        if [tensors.set_options(i, each) for i, each in enumerate(options)] != self._names:
+        options = [self._options(group) for group in self.param_groups]  # or all of them are refused
+        if [self._tensors.set_options(i, each) for i, each in enumerate(options)] != self._names:
             return "stale"  # these options need other state
-        tensors.watch_options(self.param_groups)
-        self._tensors = tensors
-        return tensors.step(self.param_groups, self.state, gradients)
+        self._tensors.watch_options(self.param_groups)
+        return self._tensors.step(self.param_groups, self.state, gradients)
 
     def _careful_step(self, found: str) -> None:
         """A step for which something has to be prepared."""
