@@ -97,8 +97,8 @@ void call_dense_gradients(const py::object& x, const py::object& grad, const py:
 bool is_mostly_zero(const View& x) {
   const Strides s(x);
   const std::ptrdiff_t rows = x.array.shape(0), depth = x.array.shape(1);
-  return x.is_double ? is_mostly_zero(x.as<const double>(), s.row, s.column, rows, depth)
-                     : is_mostly_zero(x.as<const float>(), s.row, s.column, rows, depth);
+  return kMostlyZero >= (x.is_double ? nonzero_part(x.as<const double>(), s.row, s.column, rows, depth)
+                                     : nonzero_part(x.as<const float>(), s.row, s.column, rows, depth));
 }
 
 void register_products(py::module_& m) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <memory>
 #include <new>
 
@@ -51,30 +52,38 @@ bool by_rows(const Product<T>& p) {
   return p.columns < 4 * products<T>().columns || p.columns * p.depth <= little;
 }
 
-// Whether at least four of ten elements of a, (rows, depth), are 0. By a sample.
+// What part of the elements of a, (rows, depth), is not 0. By a sample.
 template <class T>
-bool is_mostly_zero(const T* a, std::ptrdiff_t a_row, std::ptrdiff_t a_step, std::ptrdiff_t rows,
+double nonzero_part(const T* a, std::ptrdiff_t a_row, std::ptrdiff_t a_step, std::ptrdiff_t rows,
                     std::ptrdiff_t depth) {
   constexpr std::ptrdiff_t samples = 128;
-  if (rows < 2 || depth < 1) return false;
+  if (rows < 2 || depth < 1) return 1;
   std::ptrdiff_t nonzero = 0;
   for (std::ptrdiff_t i = 0; i < samples; ++i) {
     const std::ptrdiff_t row = i * (rows - 1) / samples, step = i * 97 % samples * depth / samples;
     const T* const x = a + row * a_row + step * a_step;
     nonzero += (x[0] != 0) + (x[a_row] != 0);
   }
-  return nonzero <= 2 * samples * 6 / 10;
+  return static_cast<double>(nonzero) / (2 * samples);
 }
+
+template <class T>
+double nonzero_part_of_a(const Product<T>& p) {
+  return nonzero_part(p.a, p.a_row, p.a_step, p.rows, p.depth);
+}
+
+constexpr double kMostlyZero = 0.6;  // is not 0, at most
+// Of fewer multiplications it is not worth asking.
+constexpr std::ptrdiff_t kLeastSparse = 1 << 16;
 
 bool is_mostly_zero(const View& matrix);
 
 // Whether it pays to leave out where a is 0, which is done where it is in two rows: the bits are the same either way.
 template <class T>
 bool is_sparse(const Product<T>& p) {
-  constexpr std::ptrdiff_t least_work = 1 << 16;
   const bool fits = p.b_column == 1 && (p.a_step == 1 || p.a_row == 1) && p.columns >= products<T>().columns / 2;
-  if (!fits || p.rows * p.columns * p.depth < least_work) return false;
-  if (!is_mostly_zero(p.a, p.a_row, p.a_step, p.rows, p.depth)) return false;
+  if (!fits || p.rows * p.columns * p.depth < kLeastSparse) return false;
+  if (nonzero_part_of_a(p) > kMostlyZero) return false;
   std::atomic<bool> is_finite{true};  // b: 0 times what is not would be left out
   parallel::for_ranges(
       p.depth, p.columns * static_cast<std::ptrdiff_t>(sizeof(T)),
@@ -160,10 +169,110 @@ bool multiply_deep(const Product<T>& p, bool is_sparse, const F& finish) noexcep
   return true;
 }
 
+// 1 where it would not pay to leave out what is 0.
+template <class T>
+double nonzero_part_of_b(const Product<T>& p) {
+  const std::ptrdiff_t lanes = products<T>().columns / 2;
+  const bool fits = (p.a_row == 1 || p.a_step == 1) && p.b_column == 1 && p.rows >= lanes && p.columns >= lanes;
+  if (!fits || p.rows * p.columns * p.depth < kLeastSparse) return 1;
+  return nonzero_part(p.b, p.b_step, 1, p.depth, p.columns);
+}
+
+template <class T>
+void multiply(const Product<T>& p) noexcept;
+
+// Columns of b that are all 0, as silent units have them in a hidden layer's gradient, make such columns of c: only the
+// others are multiplied. Whether it was done.
+template <class T, class F>
+bool multiply_active(const Product<T>& p, const F& finish) noexcept {
+  const ProductKernels<T>& kernels = products<T>();
+  const auto size = [](std::ptrdiff_t n) { return static_cast<std::size_t>(n); };
+  const std::unique_ptr<std::uint8_t[]> bits(new (std::nothrow) std::uint8_t[size(p.columns / 8 + 3)]{});
+  if (bits == nullptr) return false;
+  kernels.nonzero_columns(p, bits.get());
+  bits[0] |= 1;
+  const auto is_active = [&](std::ptrdiff_t j) { return (bits[j / 8] >> j % 8 & 1) != 0; };
+  std::ptrdiff_t active = 0;
+  for (std::ptrdiff_t j = 0; j < p.columns; ++j) active += is_active(j);
+  if (active > p.columns / 2) return false;
+  const std::unique_ptr<T[]> b(new (std::nothrow) T[size(p.depth * active)]);
+  const std::unique_ptr<T[]> c(new (std::nothrow) T[size(p.rows * active + kernels.columns)]);
+  if (b == nullptr || c == nullptr) return false;
+  for (std::ptrdiff_t j = 0, i = 0; j < p.columns; ++j) {
+    if (!is_active(j)) continue;
+    for (std::ptrdiff_t k = 0; k < p.depth; ++k) b[k * active + i] = p.b[k * p.b_step + j];
+    ++i;
+  }
+  multiply<T>({p.a, p.a_row, p.a_step, b.get(), active, 1, c.get(), active, p.rows, active, p.depth});
+  parallel::for_ranges(
+      p.rows, p.columns * static_cast<std::ptrdiff_t>(sizeof(T)),
+      [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+        T* const to = p.c + begin * p.c_row;
+        kernels.spread_columns(c.get() + begin * active, active, bits.get(), to, p.c_row, end - begin, p.columns);
+        for (std::ptrdiff_t i = begin; i < end; ++i) {
+          if (std::isfinite(c[i * active])) continue;  // else a may not be, and 0 times that is not 0
+          T rest = 0;
+          for (std::ptrdiff_t k = 0; k < p.depth; ++k) rest += p.a[i * p.a_row + k * p.a_step] * T(0);
+          for (std::ptrdiff_t j = 0; j < p.columns; ++j) {
+            if (!is_active(j)) p.c[i * p.c_row + j] = rest;
+          }
+        }
+        finish(to, end - begin, 0, p.columns);
+      },
+      parallel::Pace::brisk);
+  return true;
+}
+
+// What is not 0 of b is listed by columns. Whether it was done.
+template <class T, class F>
+bool multiply_listed(const Product<T>& p, const F& finish) noexcept {
+  const ProductKernels<T>& kernels = products<T>();
+  const std::ptrdiff_t lanes = kernels.columns / 2, blocks = (p.depth + kListSteps - 1) / kListSteps;
+  const auto n = static_cast<std::size_t>(blocks * p.columns);
+  const std::unique_ptr<T[]> values(new (std::nothrow) T[n * kListSteps]);
+  const std::unique_ptr<std::uint8_t[]> steps(new (std::nothrow) std::uint8_t[n * kListSteps]),
+      counts(new (std::nothrow) std::uint8_t[n]);
+  if (values == nullptr || steps == nullptr || counts == nullptr) return false;
+  const Lists<T> lists{values.get(), steps.get(), counts.get(), p.columns};
+  const std::ptrdiff_t panels = (p.columns + lanes - 1) / lanes;
+  parallel::for_ranges(
+      panels, lanes * p.depth * 4,
+      [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+        kernels.list_columns(p, begin * lanes, std::min(end * lanes, p.columns), lists);
+      },
+      parallel::Pace::brisk);
+  // Rows outside, so that who computes some gradients is who updates those weights.
+  const std::ptrdiff_t vectors = (p.rows + lanes - 1) / lanes;
+  const std::ptrdiff_t shares = (p.rows + kernels.listed_rows - 1) / kernels.listed_rows;
+  const std::ptrdiff_t wanted = std::min(panels, (kBlocks + shares - 1) / shares);
+  const std::ptrdiff_t strips = std::max(wanted, (p.columns + kListedColumns - 1) / kListedColumns);
+  parallel::for_ranges(
+      shares * strips, kernels.listed_rows * p.depth * p.columns / strips / 2,
+      [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
+        for (; begin < end; ++begin) {
+          const std::ptrdiff_t share = begin / strips, strip = begin % strips;
+          const std::ptrdiff_t row = vectors * share / shares * lanes, column = panels * strip / strips * lanes;
+          const std::ptrdiff_t rows = std::min(vectors * (share + 1) / shares * lanes, p.rows) - row;
+          const std::ptrdiff_t columns = std::min(panels * (strip + 1) / strips * lanes, p.columns) - column;
+          const Product<T> block = part(p, row, rows, column, columns);
+          const Lists<T> own{lists.values + column * kListSteps, lists.steps + column * kListSteps,
+                             lists.counts + column, p.columns};
+          if (!kernels.matmul_listed(block, own)) kernels.matmul(block);
+          finish(block.c, rows, column, columns);
+        }
+      },
+      parallel::Pace::brisk);
+  return true;
+}
+
 // One side of c is shared, the other one cut into strips. A multiplication costs as much as a byte of an optimizer's
 // traffic. What is finished is handed to `finish(c, rows, column, columns)`, c beginning there.
 template <class T, class F>
 void multiply(const Product<T>& p, const F& finish) noexcept {
+  const double part_of_b = nonzero_part_of_b(p);
+  if (part_of_b <= 0.5 && multiply_active(p, finish)) return;
+  const bool is_listed = part_of_b <= (p.depth < kListSteps ? 0.3 : 0.45) && part_of_b + 0.1 <= nonzero_part_of_a(p);
+  if (is_listed && multiply_listed(p, finish)) return;
   const bool sparse = is_sparse(p), rows = sparse || by_rows(p);
   const std::ptrdiff_t length = rows ? p.rows : p.columns, across = rows ? p.columns : p.rows;
   const ProductKernels<T>& kernels = products<T>();

@@ -268,6 +268,17 @@ struct Product {
   bool adds = false;  // to what c holds, as if that were the sum of the blocks before
 };
 
+// What is not 0 in each column of b, by blocks of so many steps: how many values, these, and their steps in the block.
+constexpr std::ptrdiff_t kListSteps = 64, kListedColumns = 64;
+
+template <class T>
+struct Lists {
+  T* values;             // (blocks, columns, kListSteps)
+  std::uint8_t* steps;   // the same
+  std::uint8_t* counts;  // (blocks, columns)
+  std::ptrdiff_t columns;
+};
+
 template <class T>
 struct ProductKernels {
   void (*matmul)(const Product<T>&) noexcept;
@@ -278,6 +289,17 @@ struct ProductKernels {
   // (depth, columns). The same bits.
   void (*sparse_row)(const std::int32_t* steps, const T* values, std::ptrdiff_t n, const T* b, std::ptrdiff_t columns,
                      T* c) noexcept;
+  // The same bits, sooner where much of b is 0; of up to `listed_rows` rows and kListedColumns columns. One of a's axes
+  // and b's columns have stride 1. Lists are made of some columns at a time. False where a is not finite.
+  void (*list_columns)(const Product<T>&, std::ptrdiff_t from, std::ptrdiff_t to, const Lists<T>&) noexcept;
+  bool (*matmul_listed)(const Product<T>&, const Lists<T>&) noexcept;
+  // Sets the bits of b's columns that are not all 0.
+  void (*nonzero_columns)(const Product<T>&, std::uint8_t* bits) noexcept;
+  // Rows of n values become rows of c: each value in a column whose bit is set, 0 in the others. A register after the
+  // last value may be read.
+  void (*spread_columns)(const T*, std::ptrdiff_t n, const std::uint8_t* bits, T* c, std::ptrdiff_t c_row,
+                         std::ptrdiff_t rows, std::ptrdiff_t columns) noexcept;
+  std::ptrdiff_t listed_rows;
   std::ptrdiff_t rows, columns, sparse_rows;  // of which a part should have a multiple
 };
 

@@ -1,5 +1,5 @@
 // Matrix products that are too small for BLAS, which copies its operands first. Compiled once per ISA.
-#include "sparse_products.hpp"
+#include "listed_products.hpp"
 
 namespace steepest {
 namespace {
@@ -68,31 +68,6 @@ constexpr Tile<T> tiles[kVectors + 1][kRows] = {
     {tile<0, 1, 1, T>, tile<0, 2, 1, T>, tile<0, 3, 1, T>, tile<0, 4, 1, T>, tile<0, 5, 1, T>, tile<0, 6, 1, T>},
     {tile<0, 1, 2, T>, tile<0, 2, 2, T>, tile<0, 3, 2, T>, tile<0, 4, 2, T>, tile<0, 5, 2, T>, tile<0, 6, 2, T>},
     {tile<1, 1, 2, T>, tile<1, 2, 2, T>, tile<1, 3, 2, T>, tile<1, 4, 2, T>, tile<1, 5, 2, T>, tile<1, 6, 2, T>}};
-
-// Lanes of two rows that change places across the diagonal, `distance` away from each other: what becomes of the first
-// row, and of the second.
-template <std::size_t distance, std::size_t... lane, class V>
-inline void exchange(V& first, V& second, std::index_sequence<lane...>) {
-  constexpr std::size_t n = sizeof...(lane);
-#if defined(__clang__)
-  const V upper = __builtin_shufflevector(first, second, ((lane & distance) != 0 ? n + lane - distance : lane)...);
-  const V lower = __builtin_shufflevector(first, second, ((lane & distance) != 0 ? n + lane : lane + distance)...);
-#else
-  const V upper = __builtin_shuffle(first, second, Bits<V>{((lane & distance) != 0 ? n + lane - distance : lane)...});
-  const V lower = __builtin_shuffle(first, second, Bits<V>{((lane & distance) != 0 ? n + lane : lane + distance)...});
-#endif
-  first = upper;
-  second = lower;
-}
-
-template <std::size_t distance, std::size_t n, class V>
-inline void transpose(V (&rows)[n]) {
-#pragma GCC unroll 16
-  for (std::size_t i = 0; i < n; ++i) {
-    if ((i & distance) == 0) exchange<distance>(rows[i], rows[i + distance], std::make_index_sequence<n>{});
-  }
-  if constexpr (distance > 1) transpose<distance / 2>(rows);
-}
 
 // packed[k][j] = b[k][j] for `width` columns, whole vectors of them, those from `columns` on being 0.
 template <class T>
@@ -169,11 +144,29 @@ bool is_finite(const T* x, std::ptrdiff_t n) noexcept {
 
 extern const ProductKernels<float> STEEPEST_NAME(products_f32);
 extern const ProductKernels<double> STEEPEST_NAME(products_f64);
-const ProductKernels<float> STEEPEST_NAME(products_f32) = {
-    matmul<float>, matmul_sparse<float>,      is_finite<float>, sparse_row<float>,
-    4 * kRows,     kVectors* kLanesOf<float>, kSparseRows};
-const ProductKernels<double> STEEPEST_NAME(products_f64) = {
-    matmul<double>, matmul_sparse<double>,      is_finite<double>, sparse_row<double>,
-    4 * kRows,      kVectors* kLanesOf<double>, kSparseRows};
+const ProductKernels<float> STEEPEST_NAME(products_f32) = {matmul<float>,
+                                                           matmul_sparse<float>,
+                                                           is_finite<float>,
+                                                           sparse_row<float>,
+                                                           list_columns<float>,
+                                                           matmul_listed<float>,
+                                                           nonzero_columns<float>,
+                                                           spread_columns<float>,
+                                                           kTallVectors* kLanesOf<float>,
+                                                           4 * kRows,
+                                                           kVectors* kLanesOf<float>,
+                                                           kSparseRows};
+const ProductKernels<double> STEEPEST_NAME(products_f64) = {matmul<double>,
+                                                            matmul_sparse<double>,
+                                                            is_finite<double>,
+                                                            sparse_row<double>,
+                                                            list_columns<double>,
+                                                            matmul_listed<double>,
+                                                            nonzero_columns<double>,
+                                                            spread_columns<double>,
+                                                            kTallVectors* kLanesOf<double>,
+                                                            4 * kRows,
+                                                            kVectors* kLanesOf<double>,
+                                                            kSparseRows};
 
 }  // namespace steepest

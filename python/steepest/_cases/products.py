@@ -22,6 +22,9 @@ SHAPES += [(5, 520, 130), (1, 385, 128), (7, 900, 150), (40, 600, 70)]  # shared
 # An a of many zeros: odd numbers of rows, rests of steps and of columns
 SPARSE = [(3, 700, 33), (16, 300, 47), (40, 33, 100), (133, 40, 31), (33, 520, 130), (2, 260, 128), (70, 130, 8)]
 SPARSE += [(61, 520, 100), (257, 600, 20)]
+# A b of many zeros: rests of rows, steps and columns, of a register and of a share
+LISTED = [(17, 300, 33), (112, 40, 17), (113, 70, 130), (250, 200, 100), (784, 32, 128), (33, 129, 20), (500, 65, 16)]
+LISTED += [(9, 400, 20), (130, 256, 24)]
 
 
 def _by_reference(a: Array, b: Array, bias: Array, grad: Array | None) -> Expected:
@@ -61,6 +64,30 @@ def _products(a: Array, b: Array, bias: Array, orders: str, start: int, grad: Ar
     return results if grad is None else results | _sparse(a, b, bias, grad)
 
 
+def _listed_cases(dtype: Any, quick: bool) -> Iterator[Case]:
+    rng = np.random.default_rng(11)
+    special = partial(rng.choice, special_values(dtype))
+    for i, (rows, depth, columns) in enumerate(LISTED):
+        for j, kind in enumerate(("normal", "spread", "special")):
+            make = spread if kind == "spread" else normal
+            a, b, bias = (make(rng, shape, dtype) for shape in ((rows, depth), (depth, columns), (columns,)))
+            if kind == "special":
+                b = np.where(rng.random(b.shape) < 0.05, special(b.shape), b)
+                a[rng.integers(rows), rng.integers(depth)] = rng.choice([np.nan, np.inf])  # of some share of the rows
+            b[rng.random(b.shape) < (0.6, 0.9, 0.99)[i % 3]] = rng.choice([0.0, -0.0])
+            b[:, rng.random(columns) < (0.1, 0.7, 1)[(i + j) % 3]] = 0
+            a[rng.random(a.shape) < (0, 0.5)[i % 2]] = 0
+            orders = ("CC", "FC")[(i + j) % 2]
+            options = {"a": a, "b": b, "orders": orders, "values": kind, "start": i % 2}
+            yield Case(
+                f"matmul, {describe(options)}",
+                options,
+                partial(_by_reference, a, b, bias, None),
+                partial(_products, a, b, bias, orders, i % 2, None),
+                0 if quick and max(rows, columns) < 100 else 1,
+            )
+
+
 def _matmul_cases(dtype: Any, quick: bool) -> Iterator[Case]:
     rng = np.random.default_rng(10)
     special = partial(rng.choice, special_values(dtype))
@@ -88,4 +115,9 @@ def _matmul_cases(dtype: Any, quick: bool) -> Iterator[Case]:
             )
 
 
-CASES: dict[str, Callable[[Any, bool], Iterator[Case]]] = {"matmul": _matmul_cases}
+def _all_cases(dtype: Any, quick: bool) -> Iterator[Case]:
+    yield from _matmul_cases(dtype, quick)
+    yield from _listed_cases(dtype, quick)
+
+
+CASES: dict[str, Callable[[Any, bool], Iterator[Case]]] = {"matmul": _all_cases}
