@@ -270,9 +270,11 @@ bool multiply_listed(const Product<T>& p, const F& finish) noexcept {
 template <class T, class F>
 void multiply(const Product<T>& p, const F& finish) noexcept {
   const double part_of_b = nonzero_part_of_b(p);
-  if (part_of_b <= 0.5 && multiply_active(p, finish)) return;
-  const bool is_listed = part_of_b <= (p.depth < kListSteps ? 0.3 : 0.45) && part_of_b + 0.1 <= nonzero_part_of_a(p);
-  if (is_listed && multiply_listed(p, finish)) return;
+  if (part_of_b <= 0.5 && p.rows >= 128 && multiply_active(p, finish)) return;
+  // As measured, in parts of the whole product's time: all of c and of a by lists, their steps, and making them.
+  const double base = p.depth < kListSteps ? 0.45 : 0.3, rows_of_c = static_cast<double>(p.rows);
+  const double by_lists = base + 1.35 * part_of_b + (30 + 130 * part_of_b) / rows_of_c;
+  if (by_lists < 0.9 && by_lists < 0.1 + nonzero_part_of_a(p) && multiply_listed(p, finish)) return;
   const bool sparse = is_sparse(p), rows = sparse || by_rows(p);
   const std::ptrdiff_t length = rows ? p.rows : p.columns, across = rows ? p.columns : p.rows;
   const ProductKernels<T>& kernels = products<T>();
