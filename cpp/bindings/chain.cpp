@@ -1,8 +1,12 @@
 // Dense layers in a row, and all that a training step needs of them before the optimizer, in one call.
 #include "chain.hpp"
 
+#include <chrono>
+
 #include "losses.hpp"
 #include "module.hpp"
+#include "norm.hpp"
+#include "optimizer.hpp"
 #include "rows.hpp"
 
 namespace steepest {
@@ -29,24 +33,70 @@ class Backpropagation {
   // `rows` is a slice, or int64, for which the arrays are reused. Numbers of another dtype are converted, but not
   // labels: one axis of integers.
   py::object operator()(const py::object& rows) {
+    const Batch batch = run(rows);
+    return py::make_tuple(batch.loss, batch.outputs, batch.targets);
+  }
+
+  // Trains on batches of `size` of the rows begin..end, as numbered in `order` (or None: as they stand), for some
+  // milliseconds; other threads and signals have their turn between two calls. Returns where the next batch begins, and
+  // `total` plus each batch's loss times its rows. A batch's loss is `scale` times the loss function's plus `penalty`
+  // times the square of the norm of `penalised` (if it is not None), divided by the rows. Ends before a batch that
+  // cannot be done so, or whose loss is not finite. `observe`, if it is not None, is called with outputs and targets.
+  py::tuple train(const py::object& order, std::ptrdiff_t begin, std::ptrdiff_t end, std::ptrdiff_t size,
+                  Optimizer& optimizer, const py::object& gradients, const py::object& grad_scale, double total,
+                  const py::object& observe, double scale, double penalty, const py::object& penalised) {
+    constexpr std::chrono::milliseconds most{5};
+    if (begin < 0 || end > x_.shape(0) || size < 1) {
+      throw py::value_error("begin, end, size: expected rows of x, and at least one at a time, got others");
+    }
+    const auto numbers = order.is_none() ? std::nullopt : std::optional<Rows>(order.cast<Rows>());
+    if (numbers && (numbers->ndim() != 1 || numbers->size() < end)) {
+      throw py::value_error("order: expected the numbers of all rows, got shape " + describe(shape_of(*numbers)));
+    }
+    const auto start = std::chrono::steady_clock::now();
+    do {
+      const std::ptrdiff_t n = std::min(size, end - begin);
+      if (n <= 0 || n > sparse_rows_) break;
+      const Batch batch = run(numbers ? static_cast<py::object>(Rows({n}, numbers->data() + begin, *numbers))
+                                      : py::slice(begin, begin + n, 1));
+      if (!batch.loss || !std::isfinite(*batch.loss)) break;
+      if (!observe.is_none()) observe(batch.outputs, batch.targets);
+      double loss = *batch.loss * scale;
+      if (!penalised.is_none()) {
+        const View w = view(penalised, "penalised", Use::read);
+        const double norm = without_gil(w.size * w.itemsize, {&w.array}, [&] { return global_norm({span(w)}); });
+        loss += penalty * norm * norm / static_cast<double>(n);
+      }
+      optimizer.step(gradients, grad_scale);
+      total += loss * static_cast<double>(n);
+      begin += n;
+    } while (std::chrono::steady_clock::now() - start < most);
+    return py::make_tuple(begin, total);
+  }
+
+ private:
+  struct Batch {
+    std::optional<double> loss;
+    py::array outputs, targets;  // or rows of x and of the targets
+  };
+
+  Batch run(const py::object& rows) {
     Pins pins;
     pins.pin(x_);
     pins.pin(targets_);
     py::array x = taken(x_, rows, x_rows_), targets = taken(targets_, rows, target_rows_);
     const std::ptrdiff_t n = x.shape(0);
     if (n <= sparse_rows_) x = converted(x, x_converted_);
-    if (n > sparse_rows_ || (n > dense_rows_ && !is_mostly_zero(matrix(x, "x", Use::read)))) {
-      return py::make_tuple(py::none(), x, targets);
-    }
+    if (n > sparse_rows_ || (n > dense_rows_ && !is_mostly_zero(matrix(x, "x", Use::read))))
+      return {std::nullopt, x, targets};
     const py::array outputs = chain_.forward(x);
     if (!are_labels_) targets = converted(targets, targets_converted_);
     const py::array gradient = gradient_.of(shape_of(outputs), outputs.dtype());
     const double loss = loss_(outputs, targets, gradient);
     if (std::isfinite(loss)) chain_.backward(gradient);
-    return py::make_tuple(loss, outputs, targets);
+    return {loss, outputs, targets};
   }
 
- private:
   static py::array taken(const py::array& array, const py::object& rows, Kept& kept) {
     if (py::isinstance<py::slice>(rows)) return array[rows];
     if (!py::isinstance<Rows>(rows)) {
@@ -92,7 +142,11 @@ void register_chain(py::module_& m) {
                     std::ptrdiff_t>(),
            py::arg("chain"), py::arg("x"), py::arg("targets"), py::arg("loss"), py::arg("dense_rows"),
            py::arg("sparse_rows"))
-      .def("__call__", &Backpropagation::operator(), py::arg("rows"));
+      .def("__call__", &Backpropagation::operator(), py::arg("rows"))
+      .def("train", &Backpropagation::train, py::arg("order"), py::arg("begin"), py::arg("end"), py::arg("size"),
+           py::arg("optimizer"), py::arg("gradients"), py::arg("grad_scale"), py::arg("total"),
+           py::arg("observe") = py::none(), py::arg("scale") = 1.0, py::arg("penalty") = 0.0,
+           py::arg("penalised") = py::none());
 }
 
 }  // namespace steepest

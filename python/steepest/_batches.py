@@ -59,17 +59,20 @@ class Arrays:
 
     def batches(self, rng: np.random.Generator | None = None) -> Iterator[Batch]:
         """One epoch, shuffled if there is a generator to do it with."""
-        return map(self.take, self.parts(rng))
+        return map(self.take, self.parts(self.order(rng)))
 
-    def parts(self, rng: np.random.Generator | None = None) -> Iterator[slice | Array]:
-        """The same as rows of the arrays, by their numbers, or a slice where they stand in order."""
-        parts = (slice(at, at + self.batch_size) for at in range(0, self.size, max(self.batch_size, 1)))
+    def order(self, rng: np.random.Generator | None) -> Array | None:
+        """The numbers of an epoch's rows, shuffled if there is a generator; None for all as they stand."""
         shuffled = rng is not None and len(self) > 1
         if self.rows is None and not shuffled:
-            return parts
+            return None
         rows = np.arange(self.size) if self.rows is None else self.rows
-        order = rows if rng is None else rng.permutation(rows)
-        return map(order.__getitem__, parts)
+        return rows if rng is None else rng.permutation(rows)
+
+    def parts(self, order: Array | None, start: int = 0) -> Iterator[slice | Array]:
+        """The epoch's batches from row `start` on: as numbers, or as slices where there is no order."""
+        parts = (slice(at, at + self.batch_size) for at in range(start, self.size, max(self.batch_size, 1)))
+        return parts if order is None else map(order.__getitem__, parts)
 
     def take(self, rows: slice | Array) -> Batch:
         """Some rows: views where they are a slice, else copies in arrays that the next call reuses."""
@@ -119,7 +122,12 @@ class Stream:
             x, y, weight = (*batch, None)[:3]
             yield _arrays(x, y, weight)
 
-    parts = batches  # as with `Arrays`, of which they are taken
+    def order(self, rng: np.random.Generator | None) -> None:
+        """None: the stream's own."""
+
+    def parts(self, order: Array | None, start: int = 0) -> Iterator[Batch]:
+        """An epoch's batches."""
+        return self.batches()
 
     def take(self, batch: Batch) -> Batch:
         """The batch."""

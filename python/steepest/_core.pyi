@@ -1,6 +1,6 @@
 """The compiled module: what `steepest.optim` and `steepest.losses` call. Not public."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -167,6 +167,27 @@ class Backpropagation:
         """(loss, outputs, targets), or (None, x, targets) of more rows than those, `sparse_rows` if mostly zero.
 
         With row numbers, the arrays are reused.
+        """
+    def train(
+        self,
+        order: NDArray[np.int64] | None,
+        begin: int,
+        end: int,
+        size: int,
+        optimizer: Optimizer,
+        gradients: object,
+        grad_scale: float,
+        total: float,
+        observe: Callable[[NDArray[Any], NDArray[Any]], object] | None = None,
+        scale: float = 1.0,
+        penalty: float = 0.0,
+        penalised: NDArray[Any] | None = None,
+    ) -> tuple[int, float]:
+        """Trains on batches of `size` of the rows begin..end, for some milliseconds.
+
+        Returns where the next batch begins, and `total` plus each batch's loss times its rows: scale times the loss
+        function's, plus penalty times the square of the norm of `penalised`, divided by the rows. Ends before a batch
+        for which calling gives None or a loss that is not finite.
         """
 
 _Pair = tuple[int, int]

@@ -425,8 +425,7 @@ class ProgressBar(Callback):
 
     def on_train_batch_end(self, batch: int, logs: Logs) -> None:
         """Moves the bar."""
-        if self._bar is not None:
-            self._bar.update()
+        self._advance(1)
 
     def on_epoch_end(self, epoch: int, logs: Logs) -> None:
         """Shows the epoch's figures."""
@@ -437,6 +436,10 @@ class ProgressBar(Callback):
     def on_train_end(self, logs: Logs) -> None:
         """Closes a bar that an error or Ctrl-C left open."""
         self._close()
+
+    def _advance(self, batches: int) -> None:
+        if self._bar is not None:
+            self._bar.update(batches)
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from steepest import losses
+from steepest import _core, losses
 from steepest._arguments import check_integer, plain_array
 from steepest._batches import (
     Arrays,
@@ -30,7 +30,7 @@ from steepest._scoring import Metric, Scorer, link_of, named, on_probabilities
 from steepest.callbacks import Callback, Hooks, ProgressBar
 from steepest.nn.layer import Array, Buffers, well_formed
 from steepest.nn.sequential import Sequential
-from steepest.optim import Optimizer
+from steepest.optim import Optimizer, steps_itself
 
 __all__ = ["Trainer", "on_probabilities", "split_rows"]
 
@@ -320,10 +320,14 @@ class Trainer:
         step, gradients = self.optimizer.step, self._gradients
         pending = _Accumulator(self.model.grads) if accumulate > 1 else None
         scorer = Scorer(self.metrics, link_of(self.loss))
-        total = rows = 0.0
-        learn = self._learner(data, scorer)
-        parts: Iterator[Any] = data.parts(rng)
-        for batch, part in enumerate(parts):
+        order, run = data.order(rng), self._compiled(data)
+        total, done, ended = 0.0, 0, False
+        if run is not None and isinstance(data, Arrays) and accumulate == 1:
+            total, done, ended = self._train_compiled(run, data, order, hooks, scorer)
+        rows = float(done)
+        learn = self._learner(data, scorer, run)
+        parts: Iterator[Any] = iter(()) if ended else data.parts(order, done)
+        for batch, part in enumerate(parts, int(done // data.batch_size)):
             for hook in before:
                 hook(batch, {})
             loss, size = learn(part)
@@ -350,31 +354,52 @@ class Trainer:
             step(gradients, pending.release())
         return {"loss": total / rows if rows else math.nan, **scorer.result()}
 
-    def _learner(self, data: Arrays | Stream, scorer: Scorer) -> Callable[[Any], tuple[float, float]]:
-        """`_loss` of a part of the data: in one compiled call where the model allows it and nothing is weighted."""
+    def _compiled(self, data: Arrays | Stream) -> _core.Backpropagation | None:
+        """Loss and gradients of some rows in one call, where the model allows it and nothing is weighted."""
+        if type(self)._loss is not Trainer._loss or isinstance(data, Stream):
+            return None
+        if data.y is None or data.weight is not None or self._class_weight is not None:
+            return None
+        return self.model.backpropagation(self.loss, data.x, self._shaped(data.y))
+
+    def _train_compiled(
+        self, run: _core.Backpropagation, data: Arrays, order: Array | None, hooks: Hooks, scorer: Scorer
+    ) -> tuple[float, int, bool]:
+        """Trains on batches that no callback watches: their losses times their rows, these, and whether it is all."""
+        before, after = hooks.by_name["on_train_batch_begin"], hooks.by_name["on_train_batch_end"]
+        bars = [callback for callback in hooks.callbacks if type(callback) is ProgressBar]
+        total, done = 0.0, 0
+        if before or len(after) > len(bars) or not steps_itself(self.optimizer):
+            return total, done, False
+        observe = scorer.add if self.metrics else None
+        settings = data.size, data.batch_size, self.optimizer._core, self._gradients, 1.0
+        start = -1
+        while start < done < data.size and not (done and self.stop_training):
+            start = done
+            done, total = run.train(order, start, *settings, total, observe)
+            for bar in bars:
+                bar._advance(-(-(done - start) // data.batch_size))
+        return total, done, done > start
+
+    def _learner(
+        self, data: Arrays | Stream, scorer: Scorer, run: _core.Backpropagation | None
+    ) -> Callable[[Any], tuple[float, float]]:
+        """`_loss` of a part of the data, compiled where that is possible."""
+        loss = self.loss
 
         def learn(part: Any) -> tuple[float, float]:
             return self._loss(*data.take(part), scorer, train=True)
 
-        if type(self)._loss is not Trainer._loss or isinstance(data, Stream):
-            return learn
-        if data.y is None or data.weight is not None or self._class_weight is not None:
-            return learn
-        loss = self.loss
-        run = self.model.backpropagation(loss, data.x, self._shaped(data.y))
-        if run is None:
-            return learn
-
         def learn_compiled(rows: Any) -> tuple[float, float]:
             if self.loss is not loss:  # a callback replaced it
                 return learn(rows)
-            value, outputs, targets = run(rows)
+            value, outputs, targets = run(rows)  # type: ignore[misc]
             if value is None:
                 return self._loss(outputs, targets, None, scorer, train=True)
             scorer.add(outputs, targets)
             return value, len(outputs)
 
-        return learn_compiled
+        return learn if run is None else learn_compiled
 
     def _loss(
         self, x: Array, y: Array | None, weight: Array | None, scorer: Scorer, train: bool

@@ -17,6 +17,7 @@ from sklearn.utils.optimize import _check_optimize_result
 from steepest import _core
 from steepest.callbacks import Hooks
 from steepest.nn.layer import Array, Buffers
+from steepest.optim import steps_itself
 from steepest.sklearn._callbacks import Tasks
 from steepest.sklearn._network import Network, Samples, SparseRows, linked, loss_of
 from steepest.train import fixed_blas
@@ -175,8 +176,10 @@ class Training:
             places = np.arange(len(samples))
             est._random_state.shuffle(places)
             self._order = self._order[places]
-        total, run = 0.0, self._compiled()
-        for batch, start in enumerate(range(0, len(samples), self.batch_size)):
+        run = self._compiled()
+        total, done = self._train_compiled(run) if run is not None and not (before or after) else (0.0, 0)
+        for start in range(done, len(samples), self.batch_size):
+            batch = start // self.batch_size
             rows = slice(start, start + self.batch_size)
             for hook in before:
                 hook(batch, {})
@@ -188,6 +191,22 @@ class Training:
             for hook in after:
                 hook(batch, {"loss": loss})
         return total / len(samples)
+
+    def _train_compiled(self, run: _core.Backpropagation) -> tuple[float, int]:
+        """Trains on whole batches that no callback watches: the sum of their losses times their rows, and these."""
+        est, size = self.estimator, self.batch_size
+        total, done = 0.0, 0
+        if est.l1 or not steps_itself(self.optimizer):
+            return total, done
+        self._penalise(size)
+        order = self._order if est.shuffle else None
+        settings = len(self.samples) // size * size, size, self.optimizer._core, self.model.gradients()
+        penalty = self.loss.value, 0.5 * float(est.alpha), self._weights if est.alpha else None
+        start = -1
+        while done > start:
+            start = done
+            done, total = run.train(order, start, *settings, self.loss.gradient, total, None, *penalty)
+        return total, done
 
     def _compiled(self) -> _core.Backpropagation | None:
         """Loss and gradients in one call, if that is possible."""
