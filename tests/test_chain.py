@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 import threading
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 import steepest as sp
 from steepest import _core, nn
+from steepest.callbacks import Callback, ProgressBar
 from steepest.train import Trainer
 
 CLASSES = 5
@@ -267,6 +269,96 @@ def test_training_by_one_call_gives_the_same_bits(outputs: int, options: dict[st
         history = trainer.fit(x, y, epochs=3, validation_split=0.3, verbose=False, **options).history
         runs.append((history, model.params.tobytes()))
     assert runs[0] == runs[1]
+
+
+class Watch(Callback):
+    """Does nothing, but sees every batch, for which training leaves compiled code."""
+
+    def on_train_batch_end(self, batch: int, logs: Any) -> None:
+        pass
+
+
+def nan_in(x: Any, row: int) -> Any:
+    x = x.copy()
+    x[row, 3] = np.nan
+    return x
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("options", [{}, {"max_norm": 0.01}, {"lr": sp.schedules.cosine(0.1, 20)}, {"l1": 0.01}])
+def test_batches_that_nobody_watches_give_the_same_bits(options: dict[str, Any], shuffle: bool) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(301, 8)), rng.integers(0, 3, 301)
+    for some_x in (x, nan_in(x, 0), nan_in(x, 170), nan_in(x, 300)):
+        runs = []
+        for callbacks in ([], [ProgressBar(file=io.StringIO())], [Watch()]):
+            model = nn.Sequential([nn.Dense(16), nn.ReLU(), nn.Dense(3)], 8, dtype=np.float64)
+            optimizer = sp.AdamW(model.param_groups(), **options)
+            metrics = {"mean": lambda y, p: float(np.mean(y))}
+            trainer = Trainer(model, sp.losses.softmax_cross_entropy, optimizer, metrics, nonfinite="skip")
+            fit = functools.partial(trainer.fit, callbacks=callbacks, shuffle=shuffle, verbose=False)
+            history = fit(some_x, y, epochs=3, validation_split=0.1 if shuffle else 0).history
+            runs.append((repr(history), model.params.tobytes(), optimizer.steps))
+        assert runs[0] == runs[1] == runs[2]
+
+
+def test_an_optimizer_with_a_step_of_its_own_takes_it() -> None:
+    class Counted(sp.SGD):
+        def step(self, grads: Any, grad_scale: float = 1.0) -> None:
+            self.counted = getattr(self, "counted", 0) + 1
+            super().step(grads, grad_scale)
+
+    x, y = np.ones((40, 5), np.float32), np.zeros((40, 3), np.float32)
+    model = nn.Sequential([nn.Dense(3)], 5)
+    optimizer = Counted(model.param_groups(), lr=0.1)
+    Trainer(model, sp.losses.mse, optimizer).fit(x, y, batch_size=4, verbose=False)
+    assert optimizer.counted == optimizer.steps == 10
+    replaced = sp.SGD(model.param_groups(), lr=0.1)
+    replaced.step = lambda *gradients: None  # type: ignore[method-assign]
+    Trainer(model, sp.losses.mse, replaced).fit(x, y, batch_size=4, verbose=False)
+    assert replaced.steps == 0
+
+
+def test_another_thread_may_stop_training_and_run_meanwhile() -> None:
+    x, y = np.ones((1000, 5), np.float32), np.zeros((1000, 3), np.float32)
+    model = nn.Sequential([nn.Dense(3)], 5)
+    trainer = Trainer(model, sp.losses.mse, sp.SGD(model.param_groups(), lr=0.0))
+    timer = threading.Timer(0.2, lambda: setattr(trainer, "stop_training", True))
+    timer.start()
+    history = trainer.fit(np.tile(x, (1000, 1)), np.tile(y, (1000, 1)), batch_size=1, verbose=False)
+    timer.join()
+    assert trainer.stop_training and 0 < trainer.optimizer.steps < 10**6
+    assert history.epoch == [0] and np.isfinite(history.history["loss"][0])
+
+
+def test_what_a_stretch_of_batches_refuses() -> None:
+    model = nn.Sequential([nn.Dense(2)], 3)
+    x, y = np.ones((8, 3), np.float32), np.zeros((8, 2), np.float32)
+    optimizer = sp.SGD(model.param_groups(), lr=0.1)
+    run: Any = model.backpropagation(sp.losses.mse, x, y)
+    train = functools.partial(
+        run.train, optimizer=optimizer._core, gradients=model.gradients(), grad_scale=1.0, total=0.0
+    )
+    before = model.params.copy()
+    for order, begin, end, size, message in (
+        (None, -1, 8, 2, "^begin, end, size: "),
+        (None, 0, 9, 2, "^begin, end, size: "),
+        (None, 0, 8, 0, "^begin, end, size: "),
+        (np.arange(7), 0, 8, 2, "^order: "),
+        (np.arange(8)[:, None], 0, 8, 2, "^order: "),
+        (np.arange(1, 9), 6, 8, 2, "^rows: "),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(order, begin, end, size)
+    with pytest.raises(ValueError, match=r"^grads: "):
+        train(None, 0, 8, 2, gradients=[])
+    assert (model.params == before).all() and optimizer.steps == 0
+    assert train(None, 8, 8, 2) == train(None, 8, 3, 2) == (8, 0.0)
+    end, total = train(np.arange(8), 0, 7, 2)
+    assert end == 7 and optimizer.steps == 4 and total > 0
+    wrong = functools.partial(train, optimizer=optimizer)
+    with pytest.raises(TypeError):
+        wrong(None, 0, 8, 2)
 
 
 def csr(x: Any) -> tuple[Any, Any, Any]:

@@ -139,6 +139,23 @@ def test_validation_data_of_ones_own(iris: tuple[Array, Array]) -> None:
     assert reg.validation_scores_[-1] == pytest.approx(reg.score(xr[:100], yr[:100]))
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("options", [{}, {"alpha": 0}, {"l1": 1e-3}, {"solver": "sgd", "shuffle": False, "alpha": 0.1}])
+def test_batches_that_nobody_watches_give_the_same_bits(options: dict[str, Any], dtype: Any, iris: Any) -> None:
+    class Watch(Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any) -> None:
+            pass
+
+    x, y = iris
+    for size in (32, 50, 150):
+        runs = []
+        for callbacks in (None, [Watch()]):
+            model = MLPClassifier(8, max_iter=5, batch_size=size, random_state=0, callbacks=callbacks, **options)
+            model.fit(x.astype(dtype), y)
+            runs.append((model.loss_curve_, [w.tobytes() for w in model.coefs_ + model.intercepts_]))
+        assert runs[0] == runs[1]
+
+
 def test_callbacks_see_training_and_are_cloned(iris: tuple[Array, Array], tmp_path: Path) -> None:
     x, x_val, y, y_val = train_test_split(*iris, random_state=0)
     seen: list[Any] = []

@@ -52,14 +52,16 @@ bool by_rows(const Product<T>& p) {
   return p.columns < 4 * products<T>().columns || p.columns * p.depth <= little;
 }
 
-// What part of the elements of a, (rows, depth), is not 0. By a sample.
+// What part of the elements of a, (rows, depth), is not 0. By a sample, which ends where its first part is nearly full.
 template <class T>
 double nonzero_part(const T* a, std::ptrdiff_t a_row, std::ptrdiff_t a_step, std::ptrdiff_t rows,
                     std::ptrdiff_t depth) {
   constexpr std::ptrdiff_t samples = 128;
   if (rows < 2 || depth < 1) return 1;
   std::ptrdiff_t nonzero = 0;
-  for (std::ptrdiff_t i = 0; i < samples; ++i) {
+  for (std::ptrdiff_t k = 0; k < samples; ++k) {
+    if (k == 16 && nonzero > 28) return 1;
+    const std::ptrdiff_t i = k * 37 % samples;  // from everywhere
     const std::ptrdiff_t row = i * (rows - 1) / samples, step = i * 97 % samples * depth / samples;
     const T* const x = a + row * a_row + step * a_step;
     nonzero += (x[0] != 0) + (x[a_row] != 0);
@@ -269,8 +271,9 @@ bool multiply_listed(const Product<T>& p, const F& finish) noexcept {
 // traffic. What is finished is handed to `finish(c, rows, column, columns)`, c beginning there.
 template <class T, class F>
 void multiply(const Product<T>& p, const F& finish) noexcept {
+  constexpr std::ptrdiff_t many_rows = 128;  // which looking through b takes no more than a few hundredths of
   const double part_of_b = nonzero_part_of_b(p);
-  if (part_of_b <= 0.5 && p.rows >= 128 && multiply_active(p, finish)) return;
+  if (part_of_b <= 0.5 && p.rows >= many_rows && multiply_active(p, finish)) return;
   // As measured, in parts of the whole product's time: all of c and of a by lists, their steps, and making them.
   const double base = p.depth < kListSteps ? 0.45 : 0.3, rows_of_c = static_cast<double>(p.rows);
   const double by_lists = base + 1.35 * part_of_b + (30 + 130 * part_of_b) / rows_of_c;
