@@ -344,7 +344,7 @@ def test_what_a_stretch_of_batches_refuses() -> None:
         (None, -1, 8, 2, "^begin, end, size: "),
         (None, 0, 9, 2, "^begin, end, size: "),
         (None, 0, 8, 0, "^begin, end, size: "),
-        (np.arange(7), 0, 8, 2, "^order: "),
+        (np.arange(7), 0, 8, 2, "^begin, end, size: "),
         (np.arange(8)[:, None], 0, 8, 2, "^order: "),
         (np.arange(1, 9), 6, 8, 2, "^rows: "),
     ):

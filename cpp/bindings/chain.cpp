@@ -46,12 +46,12 @@ class Backpropagation {
                   Optimizer& optimizer, const py::object& gradients, const py::object& grad_scale, double total,
                   const py::object& observe, double scale, double penalty, const py::object& penalised) {
     constexpr std::chrono::milliseconds most{5};
-    if (begin < 0 || end > x_.shape(0) || size < 1) {
-      throw py::value_error("begin, end, size: expected rows of x, and at least one at a time, got others");
-    }
     const auto numbers = order.is_none() ? std::nullopt : std::optional<Rows>(order.cast<Rows>());
-    if (numbers && (numbers->ndim() != 1 || numbers->size() < end)) {
-      throw py::value_error("order: expected the numbers of all rows, got shape " + describe(shape_of(*numbers)));
+    if (numbers && numbers->ndim() != 1) {
+      throw py::value_error("order: expected one axis, got shape " + describe(shape_of(*numbers)));
+    }
+    if (begin < 0 || end > (numbers ? numbers->size() : x_.shape(0)) || size < 1) {
+      throw py::value_error("begin, end, size: expected rows that there are, and at least one at a time, got others");
     }
     const auto start = std::chrono::steady_clock::now();
     do {
@@ -87,8 +87,9 @@ class Backpropagation {
     py::array x = taken(x_, rows, x_rows_), targets = taken(targets_, rows, target_rows_);
     const std::ptrdiff_t n = x.shape(0);
     if (n <= sparse_rows_) x = converted(x, x_converted_);
-    if (n > sparse_rows_ || (n > dense_rows_ && !is_mostly_zero(matrix(x, "x", Use::read))))
+    if (n > sparse_rows_ || (n > dense_rows_ && !is_mostly_zero(matrix(x, "x", Use::read)))) {
       return {std::nullopt, x, targets};
+    }
     const py::array outputs = chain_.forward(x);
     if (!are_labels_) targets = converted(targets, targets_converted_);
     const py::array gradient = gradient_.of(shape_of(outputs), outputs.dtype());

@@ -79,8 +79,7 @@ bool listed_product(const Product<T>& p, const Lists<T>& lists) {
       const T* const values = lists.values + list * kListSteps;
       const std::uint8_t* const steps = lists.steps + list * kListSteps;
       Lanes s[V] = {};
-#pragma GCC unroll 16
-      for (std::ptrdiff_t v = 0; k % kProductSteps != 0 && v < V; ++v) s[v] = load_register(&sums[j][v * lanes]);
+      if (k % kProductSteps != 0) __builtin_memcpy(s, sums[j], sizeof s);
       for (std::ptrdiff_t i = 0; i < lists.counts[list]; ++i) {
         const T* const left = packed[steps[i]];
         const Lanes right = all<Lanes>(values[i]);
