@@ -37,15 +37,16 @@ class Backpropagation {
     return py::make_tuple(batch.loss, batch.outputs, batch.targets);
   }
 
-  // Trains on batches of `size` of the rows begin..end, as numbered in `order` (or None: as they stand), for some
-  // milliseconds; other threads and signals have their turn between two calls. Returns where the next batch begins, and
-  // `total` plus each batch's loss times its rows. A batch's loss is `scale` times the loss function's plus `penalty`
-  // times the square of the norm of `penalised` (if it is not None), divided by the rows. Ends before a batch that
-  // cannot be done so, or whose loss is not finite. `observe`, if it is not None, is called with outputs and targets.
+  // Trains on batches of `size` of the rows begin..end, as numbered in `order` (or None: as they stand), for about
+  // a millisecond; other threads and signals have their turn between two calls. Returns where the next batch begins,
+  // and `total` plus each batch's loss times its rows. A batch's loss is `scale` times the loss function's plus
+  // `penalty` times the square of the norm of `penalised` (if it is not None), divided by the rows. Ends before a batch
+  // that cannot be done so, or whose loss is not finite. `observe`, if it is not None, is called with outputs and
+  // targets.
   py::tuple train(const py::object& order, std::ptrdiff_t begin, std::ptrdiff_t end, std::ptrdiff_t size,
                   Optimizer& optimizer, const py::object& gradients, const py::object& grad_scale, double total,
                   const py::object& observe, double scale, double penalty, const py::object& penalised) {
-    constexpr std::chrono::milliseconds most{5};
+    constexpr std::chrono::milliseconds most{1};
     const auto numbers = order.is_none() ? std::nullopt : std::optional<Rows>(order.cast<Rows>());
     if (numbers && numbers->ndim() != 1) {
       throw py::value_error("order: expected one axis, got shape " + describe(shape_of(*numbers)));

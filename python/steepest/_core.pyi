@@ -183,7 +183,7 @@ class Backpropagation:
         penalty: float = 0.0,
         penalised: NDArray[Any] | None = None,
     ) -> tuple[int, float]:
-        """Trains on batches of `size` of the rows begin..end, for some milliseconds.
+        """Trains on batches of `size` of the rows begin..end, for about a millisecond.
 
         Returns where the next batch begins, and `total` plus each batch's loss times its rows: scale times the loss
         function's, plus penalty times the square of the norm of `penalised`, divided by the rows. Ends before a batch
