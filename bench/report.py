@@ -3,6 +3,7 @@
     python bench/peers.py --json bench/results.json
     python bench/peers.py --json bench/results.json --threads 1 --only "adamw/*/stream" "adamw/*/torch-fused"
     python bench/train_step.py --json bench/train_step.json
+    python bench/train_step.py --centred --json bench/train_step_centred.json
     python bench/report.py
 
 Replaces what stands between `<!-- speed -->` and `<!-- /speed -->` in README.md and the plots in bench/ (these
