@@ -260,8 +260,8 @@ def main() -> None:
     chosen = [name for name in CONTENDERS if name == OURS or any(fnmatch.fnmatch(name, p) for p in args.only)]
     missing = [name for name in chosen if not all(map(importlib.util.find_spec, CONTENDERS[name][0]))]
     taken: dict[str, list[tuple[float, float]]] = {}
+    runnable = [name for name in chosen if name not in missing]
     for _ in range(args.starts):
-        runnable = [name for name in chosen if name not in missing]
         for name, rounds in measure(runnable, args.rounds, args.centred).items():
             taken.setdefault(name, []).extend(rounds)
     results = report({name: rounds for name, rounds in taken.items() if len(rounds) == len(taken[OURS])})

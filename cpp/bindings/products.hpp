@@ -80,12 +80,17 @@ constexpr std::ptrdiff_t kLeastSparse = 1 << 16;
 
 bool is_mostly_zero(const View& matrix);
 
+// Whether there is a kernel that leaves out zeros of such a product, and enough to do for asking.
+template <class T>
+bool may_leave_out(const Product<T>& p) {
+  const bool fits = p.b_column == 1 && (p.a_step == 1 || p.a_row == 1) && p.columns >= products<T>().columns / 2;
+  return fits && p.rows * p.columns * p.depth >= kLeastSparse;
+}
+
 // Whether it pays to leave out where a is 0, which is done where it is in two rows: the bits are the same either way.
 template <class T>
 bool is_sparse(const Product<T>& p) {
-  const bool fits = p.b_column == 1 && (p.a_step == 1 || p.a_row == 1) && p.columns >= products<T>().columns / 2;
-  if (!fits || p.rows * p.columns * p.depth < kLeastSparse) return false;
-  if (nonzero_part_of_a(p) > kMostlyZero) return false;
+  if (!may_leave_out(p) || nonzero_part_of_a(p) > kMostlyZero) return false;
   std::atomic<bool> is_finite{true};  // b: 0 times what is not would be left out
   parallel::for_ranges(
       p.depth, p.columns * static_cast<std::ptrdiff_t>(sizeof(T)),
@@ -174,9 +179,7 @@ bool multiply_deep(const Product<T>& p, bool is_sparse, const F& finish) noexcep
 // 1 where it would not pay to leave out what is 0.
 template <class T>
 double nonzero_part_of_b(const Product<T>& p) {
-  const std::ptrdiff_t lanes = products<T>().columns / 2;
-  const bool fits = (p.a_row == 1 || p.a_step == 1) && p.b_column == 1 && p.rows >= lanes && p.columns >= lanes;
-  if (!fits || p.rows * p.columns * p.depth < kLeastSparse) return 1;
+  if (!may_leave_out(p) || p.rows < products<T>().columns / 2) return 1;
   return nonzero_part(p.b, p.b_step, 1, p.depth, p.columns);
 }
 

@@ -33,34 +33,30 @@ void list_columns(const Product<T>& p, std::ptrdiff_t from, std::ptrdiff_t to, c
   }
 }
 
-// Up to V vectors of rows of a, next to each other for each step from k on, those from p.rows on being 0. Whether all
-// are finite.
-template <std::ptrdiff_t V, class T>
-bool pack_rows(const Product<T>& p, std::ptrdiff_t k, T (&packed)[kListSteps][V * kLanesOf<T>]) {
-  using Lanes = Vector<T>;
+// packed[k][j] = x[k][j] for `width` columns, whole vectors of them, those from `columns` on being 0; from step to step
+// or from column to column it is one element. Whether all are finite.
+template <class T>
+bool pack(const T* x, std::ptrdiff_t x_step, std::ptrdiff_t x_column, std::ptrdiff_t steps, std::ptrdiff_t columns,
+          T* packed, std::ptrdiff_t width) {
   constexpr std::ptrdiff_t lanes = kLanesOf<T>;
-  const std::ptrdiff_t steps = p.depth - k < kListSteps ? p.depth - k : kListSteps;
-  Lanes zeros{};  // or not numbers
-  for (std::ptrdiff_t i = 0; p.a_row == 1 && i < steps; ++i) {
-    const T* const row = p.a + (k + i) * p.a_step;
-#pragma GCC unroll 16
-    for (std::ptrdiff_t v = 0; v < V; ++v) {
-      const Lanes x = v + 1 < V ? load_register(row + v * lanes) : load_part(row + v * lanes, p.rows - v * lanes, T(0));
-      store_register(&packed[i][v * lanes], x);
-      zeros += x * T(0);
+  Vector<T> zeros{};  // or not numbers
+  for (std::ptrdiff_t j = 0; j < width; j += lanes) {
+    for (std::ptrdiff_t k = 0; x_column == 1 && k < steps; ++k) {
+      const Vector<T> row = load_part(x + k * x_step + j, columns - j, T(0));
+      store_register(packed + k * width + j, row);
+      zeros += row * T(0);
     }
-  }
-  for (std::ptrdiff_t i = 0; p.a_row != 1 && i < steps; i += lanes) {  // a_step is 1
-    for (std::ptrdiff_t v = 0; v < V; ++v) {
-      Lanes rows[lanes];
+    for (std::ptrdiff_t k = 0; x_column != 1 && k < steps; k += lanes) {
+      Vector<T> rows[lanes];
 #pragma GCC unroll 16
-      for (std::ptrdiff_t j = 0; j < lanes; ++j) {
-        const std::ptrdiff_t row = v * lanes + j;
-        rows[j] = row < p.rows ? load_part(p.a + row * p.a_row + k + i, steps - i, T(0)) : Lanes{};
-        zeros += rows[j] * T(0);
+      for (std::ptrdiff_t i = 0; i < lanes; ++i) {
+        rows[i] = j + i < columns ? load_part(x + (j + i) * x_column + k, steps - k, T(0)) : Vector<T>{};
+        zeros += rows[i] * T(0);
       }
       transpose<lanes / 2>(rows);
-      for (std::ptrdiff_t j = 0; j < lanes; ++j) store_register(&packed[i + j][v * lanes], rows[j]);
+      for (std::ptrdiff_t i = 0; i < lanes && k + i < steps; ++i) {
+        store_register(packed + (k + i) * width + j, rows[i]);
+      }
     }
   }
   return nonzero<T>(zeros) == 0;
@@ -73,7 +69,8 @@ bool listed_product(const Product<T>& p, const Lists<T>& lists) {
   alignas(64) T packed[kListSteps][V * lanes], sums[kListedColumns][V * lanes];
   for (std::ptrdiff_t j = p.columns; j % lanes != 0; ++j) __builtin_memset(sums[j], 0, sizeof sums[j]);
   for (std::ptrdiff_t k = 0; k < p.depth; k += kListSteps) {
-    if (!pack_rows<V, T>(p, k, packed)) return false;
+    const std::ptrdiff_t n = p.depth - k < kListSteps ? p.depth - k : kListSteps;
+    if (!pack(p.a + k * p.a_step, p.a_step, p.a_row, n, p.rows, packed[0], V * lanes)) return false;
     for (std::ptrdiff_t j = 0; j < p.columns; ++j) {
       const std::ptrdiff_t list = k / kListSteps * lists.columns + j;
       const T* const values = lists.values + list * kListSteps;

@@ -69,29 +69,6 @@ constexpr Tile<T> tiles[kVectors + 1][kRows] = {
     {tile<0, 1, 2, T>, tile<0, 2, 2, T>, tile<0, 3, 2, T>, tile<0, 4, 2, T>, tile<0, 5, 2, T>, tile<0, 6, 2, T>},
     {tile<1, 1, 2, T>, tile<1, 2, 2, T>, tile<1, 3, 2, T>, tile<1, 4, 2, T>, tile<1, 5, 2, T>, tile<1, 6, 2, T>}};
 
-// packed[k][j] = b[k][j] for `width` columns, whole vectors of them, those from `columns` on being 0.
-template <class T>
-void pack(const Product<T>& p, const T* b, std::ptrdiff_t steps, std::ptrdiff_t columns, T* packed,
-          std::ptrdiff_t width) {
-  constexpr std::ptrdiff_t lanes = kLanesOf<T>;
-  for (std::ptrdiff_t j = 0; j < width; j += lanes) {
-    for (std::ptrdiff_t k = 0; p.b_column == 1 && k < steps; ++k) {
-      store_register(packed + k * width + j, load_part(b + k * p.b_step + j, columns - j, T(0)));
-    }
-    for (std::ptrdiff_t k = 0; p.b_column != 1 && k < steps; k += lanes) {  // b_step is 1
-      Vector<T> rows[lanes];
-#pragma GCC unroll 16
-      for (std::ptrdiff_t i = 0; i < lanes; ++i) {
-        rows[i] = j + i < columns ? load_part(b + (j + i) * p.b_column + k, steps - k, T(0)) : Vector<T>{};
-      }
-      transpose<lanes / 2>(rows);
-      for (std::ptrdiff_t i = 0; i < lanes && k + i < steps; ++i) {
-        store_register(packed + (k + i) * width + j, rows[i]);
-      }
-    }
-  }
-}
-
 // All rows of some columns of one block of steps: c and the operands begin there.
 template <class T>
 void panel(const Product<T>& p, const T* a, const T* b, std::ptrdiff_t steps, T* c, std::ptrdiff_t columns,
@@ -100,7 +77,7 @@ void panel(const Product<T>& p, const T* a, const T* b, std::ptrdiff_t steps, T*
   const std::ptrdiff_t vectors = columns > lanes ? 2 : 1, width = vectors * lanes;
   alignas(64) T packed[kProductSteps * kVectors * lanes];
   bool packs = p.b_column == 1 && columns == kVectors * lanes;
-  if (!packs) pack(p, b, steps, columns, packed, width);
+  if (!packs) pack(b, p.b_step, p.b_column, steps, columns, packed, width);
   // As even as can be: a tile of few rows waits for its own sums.
   const std::ptrdiff_t parts = (p.rows + kRows - 1) / kRows;
   for (std::ptrdiff_t i = 0, row = 0; i < parts; ++i) {

@@ -372,12 +372,6 @@ class Optimizer:
         )
 
 
-def steps_itself(optimizer: Any) -> bool:
-    """Whether its step is `Optimizer.step`, which compiled code may take in Python's stead."""
-    is_own = isinstance(optimizer, Optimizer) and type(optimizer).step is Optimizer.step
-    return is_own and "step" not in vars(optimizer)
-
-
 class SGD(Optimizer):
     """Stochastic gradient descent, with momentum if `momentum` > 0.
 

@@ -30,7 +30,7 @@ from steepest._scoring import Metric, Scorer, link_of, named, on_probabilities
 from steepest.callbacks import Callback, Hooks, ProgressBar
 from steepest.nn.layer import Array, Buffers, well_formed
 from steepest.nn.sequential import Sequential
-from steepest.optim import Optimizer, steps_itself
+from steepest.optim import Optimizer
 
 __all__ = ["Trainer", "on_probabilities", "split_rows"]
 
@@ -53,6 +53,37 @@ def fixed_blas(multiplications: float, threads: int | None = None) -> AbstractCo
     controller, all_threads = _blas()
     threads = threads or (1 if multiplications < PARALLEL_WORK else all_threads)
     return controller.limit(limits=threads, user_api="blas")  # type: ignore[no-any-return]
+
+
+def train_unwatched(
+    trainer: Any,
+    hooks: Hooks,
+    run: _core.Backpropagation | None,
+    order: Array | None,
+    end: int,
+    batch_size: int,
+    gradients: list[Array],
+    grad_scale: float = 1.0,
+    **options: Any,
+) -> tuple[float, int]:
+    """Trains on rows before `end` in compiled code, where no callback but a progress bar watches the batches.
+
+    Returns the sum of the batches' losses times their rows, and how many rows that were: none if it cannot be done,
+    and fewer than `end` before a batch that cannot, or if `stop_training` is set. `options` go to `run.train`.
+    """
+    optimizer, total, done = trainer.optimizer, 0.0, 0
+    watching = hooks.by_name["on_train_batch_begin"] + hooks.by_name["on_train_batch_end"]
+    bars = [callback for callback in hooks.callbacks if type(callback) is ProgressBar]
+    is_own = getattr(type(optimizer), "step", None) is Optimizer.step and "step" not in vars(optimizer)
+    if run is None or len(watching) > len(bars) or not is_own:
+        return total, done
+    start = -1
+    while start < done < end and not (done and trainer.stop_training):
+        start = done
+        done, total = run.train(order, start, end, batch_size, optimizer._core, gradients, grad_scale, total, **options)
+        for bar in bars:
+            bar._advance(-(-(done - start) // batch_size))
+    return total, done
 
 
 class Trainer:
@@ -321,12 +352,15 @@ class Trainer:
         pending = _Accumulator(self.model.grads) if accumulate > 1 else None
         scorer = Scorer(self.metrics, link_of(self.loss))
         order, run = data.order(rng), self._compiled(data)
-        total, done, ended = 0.0, 0, False
-        if run is not None and isinstance(data, Arrays) and accumulate == 1:
-            total, done, ended = self._train_compiled(run, data, order, hooks, scorer)
+        total, done = 0.0, 0
+        if isinstance(data, Arrays) and accumulate == 1:
+            observe = scorer.add if self.metrics else None
+            total, done = train_unwatched(
+                self, hooks, run, order, data.size, data.batch_size, gradients, observe=observe
+            )
         rows = float(done)
         learn = self._learner(data, scorer, run)
-        parts: Iterator[Any] = iter(()) if ended else data.parts(order, done)
+        parts: Iterator[Any] = iter(()) if done and self.stop_training else data.parts(order, done)
         for batch, part in enumerate(parts, int(done // data.batch_size)):
             for hook in before:
                 hook(batch, {})
@@ -361,25 +395,6 @@ class Trainer:
         if data.y is None or data.weight is not None or self._class_weight is not None:
             return None
         return self.model.backpropagation(self.loss, data.x, self._shaped(data.y))
-
-    def _train_compiled(
-        self, run: _core.Backpropagation, data: Arrays, order: Array | None, hooks: Hooks, scorer: Scorer
-    ) -> tuple[float, int, bool]:
-        """Trains on batches that no callback watches: their losses times their rows, these, and whether it is all."""
-        before, after = hooks.by_name["on_train_batch_begin"], hooks.by_name["on_train_batch_end"]
-        bars = [callback for callback in hooks.callbacks if type(callback) is ProgressBar]
-        total, done = 0.0, 0
-        if before or len(after) > len(bars) or not steps_itself(self.optimizer):
-            return total, done, False
-        observe = scorer.add if self.metrics else None
-        settings = data.size, data.batch_size, self.optimizer._core, self._gradients, 1.0
-        start = -1
-        while start < done < data.size and not (done and self.stop_training):
-            start = done
-            done, total = run.train(order, start, *settings, total, observe)
-            for bar in bars:
-                bar._advance(-(-(done - start) // data.batch_size))
-        return total, done, done > start
 
     def _learner(
         self, data: Arrays | Stream, scorer: Scorer, run: _core.Backpropagation | None

@@ -64,6 +64,19 @@ def _products(a: Array, b: Array, bias: Array, orders: str, start: int, grad: Ar
     return results if grad is None else results | _sparse(a, b, bias, grad)
 
 
+def _case(
+    a: Array, b: Array, bias: Array, grad: Array | None, values: str, orders: str, start: int, quick: bool
+) -> Case:
+    options = {"a": a, "b": b, "orders": orders, "values": values, "start": start}
+    return Case(
+        f"matmul, {describe(options)}",
+        options,
+        partial(_by_reference, a, b, bias, grad),
+        partial(_products, a, b, bias, orders, start, grad),
+        0 if quick and max(len(a), b.shape[1]) < 100 else 1,
+    )
+
+
 def _listed_cases(dtype: Any, quick: bool) -> Iterator[Case]:
     rng = np.random.default_rng(11)
     special = partial(rng.choice, special_values(dtype))
@@ -77,15 +90,7 @@ def _listed_cases(dtype: Any, quick: bool) -> Iterator[Case]:
             b[rng.random(b.shape) < (0.99, 0.85, 0.95)[i % 3]] = rng.choice([0.0, -0.0])
             b[:, rng.random(columns) < (0.1, 0.7, 1)[(i + j) % 3]] = 0
             a[rng.random(a.shape) < (0, 0.5)[i % 2]] = 0
-            orders = ("CC", "FC")[(i + j) % 2]
-            options = {"a": a, "b": b, "orders": orders, "values": kind, "start": i % 2}
-            yield Case(
-                f"matmul, {describe(options)}",
-                options,
-                partial(_by_reference, a, b, bias, None),
-                partial(_products, a, b, bias, orders, i % 2, None),
-                0 if quick and max(rows, columns) < 100 else 1,
-            )
+            yield _case(a, b, bias, None, kind, ("CC", "FC")[(i + j) % 2], i % 2, quick)
 
 
 def _matmul_cases(dtype: Any, quick: bool) -> Iterator[Case]:
@@ -105,14 +110,7 @@ def _matmul_cases(dtype: Any, quick: bool) -> Iterator[Case]:
                 grad = None if kind == "special" else make((rows, columns))
                 a[rng.random(a.shape) < (0.5, 0.75, 0.9, 0.99)[i % 4]] = rng.choice([0.0, -0.0])
                 orders = ("CC", "FC")[(i + j) % 2]
-            options = {"a": a, "b": b, "orders": orders, "values": kind, "start": i % 2}
-            yield Case(
-                f"matmul, {describe(options)}",
-                options,
-                partial(_by_reference, a, b, bias, grad),
-                partial(_products, a, b, bias, orders, i % 2, grad),
-                0 if quick and max(rows, columns) < 100 else 1,
-            )
+            yield _case(a, b, bias, grad, kind, orders, i % 2, quick)
 
 
 def _all_cases(dtype: Any, quick: bool) -> Iterator[Case]:

@@ -17,10 +17,9 @@ from sklearn.utils.optimize import _check_optimize_result
 from steepest import _core
 from steepest.callbacks import Hooks
 from steepest.nn.layer import Array, Buffers
-from steepest.optim import steps_itself
 from steepest.sklearn._callbacks import Tasks
 from steepest.sklearn._network import Network, Samples, SparseRows, linked, loss_of
-from steepest.train import fixed_blas
+from steepest.train import fixed_blas, train_unwatched
 
 
 class Training:
@@ -177,7 +176,7 @@ class Training:
             est._random_state.shuffle(places)
             self._order = self._order[places]
         run = self._compiled()
-        total, done = self._train_compiled(run) if run is not None and not (before or after) else (0.0, 0)
+        total, done = self._train_unwatched(run)
         for start in range(done, len(samples), self.batch_size):
             batch = start // self.batch_size
             rows = slice(start, start + self.batch_size)
@@ -192,21 +191,25 @@ class Training:
                 hook(batch, {"loss": loss})
         return total / len(samples)
 
-    def _train_compiled(self, run: _core.Backpropagation) -> tuple[float, int]:
+    def _train_unwatched(self, run: _core.Backpropagation | None) -> tuple[float, int]:
         """Trains on whole batches that no callback watches: the sum of their losses times their rows, and these."""
         est, size = self.estimator, self.batch_size
-        total, done = 0.0, 0
-        if est.l1 or not steps_itself(self.optimizer):
-            return total, done
+        if est.l1:
+            return 0.0, 0
         self._penalise(size)
-        order = self._order if est.shuffle else None
-        settings = len(self.samples) // size * size, size, self.optimizer._core, self.model.gradients()
-        penalty = self.loss.value, 0.5 * float(est.alpha), self._weights if est.alpha else None
-        start = -1
-        while done > start:
-            start = done
-            done, total = run.train(order, start, *settings, self.loss.gradient, total, None, *penalty)
-        return total, done
+        return train_unwatched(
+            self,
+            self._hooks,
+            run,
+            self._order if est.shuffle else None,
+            len(self.samples) // size * size,
+            size,
+            self.model.gradients(),
+            self.loss.gradient,
+            scale=self.loss.value,
+            penalty=0.5 * float(est.alpha),
+            penalised=self._weights if est.alpha else None,
+        )
 
     def _compiled(self) -> _core.Backpropagation | None:
         """Loss and gradients in one call, if that is possible."""
