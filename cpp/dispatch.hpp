@@ -29,7 +29,10 @@ const ProductKernels<T>& products();
 template <class T>
 const StreamKernels<T>& streams();
 
-// Of work that moves more bytes than caches hold, what lies so many bytes ahead is asked for in time.
-inline std::ptrdiff_t bytes_ahead(std::ptrdiff_t moved) { return moved > 24 << 20 ? 768 : 0; }
+// Of work that moves more bytes than caches hold, what lies so many bytes ahead in each of its arrays is asked for in
+// time: as many in all as memory sends while it is waited for.
+inline std::ptrdiff_t bytes_ahead(std::ptrdiff_t moved, std::size_t arrays) {
+  return moved > 64 << 20 ? (8 << 10) / static_cast<std::ptrdiff_t>(arrays) : 0;
+}
 
 }  // namespace steepest

@@ -28,7 +28,7 @@ constexpr std::ptrdiff_t kUnlockBytes = 2 << 20;
 // woken, most beside other work, whose threads hold the cores.
 constexpr std::ptrdiff_t kBriskBytes = 256 << 10, kSpinBytes = 2 << 20, kWakeBytes = 5 << 20, kAmidBytes = 10 << 20;
 // A block must be worth its ticket, and small enough that nobody waits long for the last one.
-constexpr std::ptrdiff_t kMinBlockBytes = 128 << 10, kMaxBlockBytes = 1 << 20;
+constexpr std::ptrdiff_t kMinBlockBytes = 128 << 10, kMaxBlockBytes = 4 << 20;
 constexpr int kBlocksPerThread = 8;
 constexpr std::ptrdiff_t kMaxBlocks = 60000;  // a ticket has 16 bits for those from either end
 

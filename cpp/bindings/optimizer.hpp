@@ -148,8 +148,8 @@ class Optimizer {
 
   const Common& common(std::size_t group) const { return groups_[group].common; }
   std::optional<std::uint32_t> seed() const { return precision_.seed; }
-  // How many bytes ahead of what is worked on are asked for; 0: none.
-  std::ptrdiff_t ahead() const { return bytes_ahead(last_bytes_); }
+  // How many bytes ahead of what is worked on are asked for in a tensor's arrays; 0: none.
+  std::ptrdiff_t ahead(const Tensor& tensor) const { return bytes_ahead(last_bytes_, 2 + tensor.state.size()); }
 
  private:
   friend class Turn;

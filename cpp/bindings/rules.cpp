@@ -326,7 +326,7 @@ class RuleOptimizer final : public Optimizer {
   template <class T>
   void update(const Work& w, const Prepared<T>& scalars, const T* g, std::ptrdiff_t begin,
               std::ptrdiff_t n) const noexcept {
-    Arrays<T> a{w.tensor->p.as<T>() + begin, g, {}, ahead()};
+    Arrays<T> a{w.tensor->p.as<T>() + begin, g, {}, ahead(*w.tensor)};
     for (std::size_t i = 0; i < w.tensor->state.size(); ++i) a.state[i] = w.tensor->state[i].template as<T>() + begin;
     Rule::template kernel<T>()(scalars.gradient, scalars.step, a, n);
   }
@@ -357,7 +357,7 @@ class RuleOptimizer final : public Optimizer {
   [[gnu::noinline]] void run_low_precision(const Work& w, const Prepared<float>& scalars, std::ptrdiff_t begin,
                                            std::ptrdiff_t n) const noexcept {
     const auto rule = Rule::template kernel<float>();
-    LowPrecisionStep(*w.tensor, w.g, seed(), ahead())
+    LowPrecisionStep(*w.tensor, w.g, seed(), ahead(*w.tensor))
         .run(
             begin, n,
             [&](const Arrays<float>& a, std::ptrdiff_t size) noexcept {

@@ -26,7 +26,7 @@ void run(const py::list& updated, const py::list& written, const py::list& read)
   for (const Stream<T>& s : streams<T>().shapes) {
     if (s.updated != updated.size() || s.written != written.size() || s.read != read.size()) continue;
     const auto bytes = static_cast<std::ptrdiff_t>(sizeof(T) * (2 * s.updated + s.written + s.read));
-    const std::ptrdiff_t ahead = bytes_ahead(n * bytes);
+    const std::ptrdiff_t ahead = bytes_ahead(n * bytes, arrays.size());
     const WithoutGil release;
     parallel::for_ranges(
         n, bytes, [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept { s.run(arrays.data(), begin, end, ahead); });
