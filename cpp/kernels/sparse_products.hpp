@@ -2,6 +2,10 @@
 // ISA has its own copy.
 #pragma once
 
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
+
 #include "functions.hpp"
 
 namespace steepest {
@@ -9,15 +13,23 @@ namespace {
 
 constexpr std::ptrdiff_t kSparseRows = 16, kWordSteps = 64;
 constexpr std::ptrdiff_t kWords = kProductSteps / kWordSteps;
-// Vectors of the sums of two rows, and how many words of steps those stay in registers for. Rows of b for one word fit
-// into the first cache; for all of them they come from the second, which where vectors are long is quick enough.
-#if defined(__AVX512F__)
-constexpr std::ptrdiff_t kMostVectors = 8, kPass = kWords;  // 16 of 32 registers
-#elif defined(__aarch64__)
-constexpr std::ptrdiff_t kMostVectors = 8, kPass = 1;
+// Vectors of the sums of two rows.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr std::ptrdiff_t kMostVectors = 8;  // 16 of 32 registers
 #else
-constexpr std::ptrdiff_t kMostVectors = 4, kPass = 1;
+constexpr std::ptrdiff_t kMostVectors = 4;
 #endif
+
+// For how many words of steps those sums stay in registers, with so many bytes of b for each: as many as fit into the
+// first cache. Where long vectors leave no room for one, all: from the second cache they are quick enough.
+inline std::ptrdiff_t words_at_once([[maybe_unused]] std::ptrdiff_t bytes) {
+#if defined(__AVX512F__) && defined(_SC_LEVEL1_DCACHE_SIZE)
+  static const std::ptrdiff_t room = sysconf(_SC_LEVEL1_DCACHE_SIZE) * 2 / 3;
+  return kWords * bytes <= room || bytes > room ? kWords : 1;
+#else
+  return 1;
+#endif
+}
 
 // A bit for every lane
 template <class T>
@@ -129,8 +141,9 @@ void sparse_block(const Product<T>& p, const Steps (&steps)[kSparseRows], const 
   constexpr std::ptrdiff_t lanes = kLanesOf<T>, width = V * lanes;
   const std::ptrdiff_t over = p.columns - column < width ? width - (p.columns - column) : 0,
                        last = width - lanes - over;
+  const std::ptrdiff_t pass = words_at_once(kWordSteps * width * static_cast<std::ptrdiff_t>(sizeof(T)));
   Lanes sums[kSparseRows][V];
-  for (std::ptrdiff_t from = 0; from * kWordSteps < p.depth; from += kPass) {
+  for (std::ptrdiff_t from = 0; from * kWordSteps < p.depth; from += pass) {
     for (std::ptrdiff_t i = 0; i < p.rows; i += 2) {
       const std::ptrdiff_t rows[] = {order[i], order[i + 1 < p.rows ? i + 1 : i]};  // one left over is its own other
       Lanes s[2][V] = {};
@@ -141,7 +154,7 @@ void sparse_block(const Product<T>& p, const Steps (&steps)[kSparseRows], const 
           s[1][v] = sums[rows[1]][v];
         }
       }
-      for (std::ptrdiff_t w = from; w < from + kPass; ++w) {
+      for (std::ptrdiff_t w = from; w < from + pass; ++w) {
         const T* const a = p.a + w * kWordSteps * p.a_step;
         const T* const b = p.b + w * kWordSteps * p.b_step + column;
         const T* const left[] = {a + rows[0] * p.a_row, a + rows[1] * p.a_row};
@@ -159,7 +172,7 @@ void sparse_block(const Product<T>& p, const Steps (&steps)[kSparseRows], const 
           }
         }
       }
-      if ((from + kPass) * kWordSteps < p.depth) {
+      if ((from + pass) * kWordSteps < p.depth) {
 #pragma GCC unroll 8
         for (std::ptrdiff_t v = 0; v < V; ++v) {
           sums[rows[0]][v] = s[0][v];
