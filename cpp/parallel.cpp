@@ -27,16 +27,19 @@ constexpr std::ptrdiff_t kUnlockBytes = 2 << 20;
 // What two threads must have to do: least where more follows at once, or a worker still spins, more where it must be
 // woken, most beside other work, whose threads hold the cores.
 constexpr std::ptrdiff_t kBriskBytes = 256 << 10, kSpinBytes = 2 << 20, kWakeBytes = 5 << 20, kAmidBytes = 10 << 20;
-// A block must be worth its ticket, and small enough that nobody waits long for the last one.
+// A block must be worth taking, and small enough that nobody waits long for the last one.
 constexpr std::ptrdiff_t kMinBlockBytes = 128 << 10, kMaxBlockBytes = 4 << 20;
 constexpr int kBlocksPerThread = 8;
-constexpr std::ptrdiff_t kMaxBlocks = 60000;  // a ticket has 16 bits for those from either end
+constexpr std::ptrdiff_t kMaxBlocks = 60000;  // their numbers have 16 bits
 
 // A worker that takes longer to come to another core finds others at work there, and does not try again for a while.
 constexpr auto kArrival = std::chrono::microseconds(500), kStay = std::chrono::microseconds(50'000);
 
 // How long a worker stays awake after a region, and after a brisk one, one that soon follows it, or an announcement.
 constexpr auto kSpin = std::chrono::microseconds(30), kBriskSpin = std::chrono::microseconds(200);
+
+// How often the caller looks whether the others have done their last blocks before it lets other threads run.
+constexpr int kPauses = 100;
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -71,18 +74,22 @@ inline bool leave([[maybe_unused]] int core) {
 #endif
 }
 
+// Memory that is fetched together: what one thread often writes and others read should not lie next to anything else.
+constexpr std::size_t kApart = 128;
+
 struct Settings {
   std::atomic<Engine> engine{Engine::pool};
   std::atomic<int> threads{1};
   std::atomic<std::ptrdiff_t> shared_block{0};  // see share_blocks_of
-  std::atomic<bool> busy{false};                // a region runs; a second caller works alone
   std::atomic<std::uint64_t> forks{0};
+  alignas(kApart) std::atomic<bool> busy{false};         // a region runs; a second caller works alone
   std::atomic<std::int64_t> last_begin{0}, last_end{0};  // of work worth two threads: nanoseconds
   std::atomic<std::int64_t> announced{0};                // when the next was
 };
-Settings settings;
+alignas(kApart) Settings settings;
 
 std::int64_t now() { return std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+std::int64_t after(std::chrono::nanoseconds time) { return now() + time.count(); }
 
 std::atomic<std::ptrdiff_t> counts[kMaxThreads];  // blocks that each thread ran since share_blocks_of
 
@@ -93,44 +100,41 @@ void run_block(const Job& job, std::ptrdiff_t b, int id) noexcept {
   job.run(job.context, job.units * b / job.blocks, job.units * (b + 1) / job.blocks);
 }
 
-// Which job, and how many of its blocks are taken from either end; or `closed`, while one job replaces another.
-struct alignas(8) Ticket {
+// Of which job these blocks are left.
+struct alignas(8) Range {
   std::uint32_t job;
-  std::uint16_t front, back;
-
-  bool is_closed() const { return front == closed; }
-  std::uint32_t taken() const { return std::uint32_t{front} + back; }
-  static constexpr std::uint16_t closed = 0xffff;
+  std::uint16_t begin, end;
 };
 
-// Workers claim blocks by counting the ticket up, and so does the caller: it never waits for a worker that has not
-// woken up. Odd workers take from the back, so that of two threads each finds in its cache what it had at the last
-// step. Everything else here may change only while the ticket is closed or all its blocks are done, so whoever counts
-// the ticket up has read what belongs to it.
+// Each thread of a team has a part of a job's blocks, and takes them from the front; who has none left takes those of
+// others from the back. So of parts that are equally quick each core finds in its cache what it had at the last step,
+// and threads hardly touch what others write; and the caller never waits for a worker that has not woken up. Everything
+// else here may change only while no block is left, so whoever takes one has read what belongs to it.
 class Pool {
  public:
-  void run(const Job& job, int team) noexcept {
-    grow(team - 1);
-    const auto blocks = static_cast<std::uint32_t>(job.blocks);
-    const std::uint32_t number = ticket_.load().job + 1;
-    ticket_.store({number, Ticket::closed, 0});
-    job_.store(&job);
-    blocks_.store(blocks);
-    team_.store(std::min(team, workers_.load() + 1));
-    core_.store(core());
-    const bool brisk = job.pace == Pace::brisk;
-    brisk_.store(brisk);
-    done_.store(0);
-    ticket_.store({number, 0, 0});
+  void run(const Job& job, int wanted) noexcept {
+    grow(wanted - 1);
+    const int team = std::min(wanted, workers_.load() + 1), own_core = core();
+    ++number_;
+    job_ = job;
+    team_.store(team, std::memory_order_relaxed);
+    if (core_.load() != own_core) core_.store(own_core);
+    if (must_share()) begun_.store(0);
+    for (int id = team; id-- > 0;) {
+      const auto first = [&](int i) { return static_cast<std::uint16_t>(job.blocks * i / team); };
+      parts_[id].left.store({number_, first(id), first(id + 1)});
+    }
     if (parked_.load() > 0) {
       {
         const std::lock_guard<std::mutex> lock(mutex_);  // whoever counted itself as parked now waits, or saw the job
       }
       wake_.notify_all();
     }
-    work(number, 0);
-    while (done_.load() < blocks) std::this_thread::yield();
-    if (brisk) brisk_until_.store(stay_awake());
+    expected_ += job.blocks - work(number_, 0).blocks;
+    for (int i = 0; done_.load() != expected_; ++i) {
+      i < kPauses ? pause() : std::this_thread::yield();
+    }
+    if (job.pace == Pace::brisk) brisk_until_ = after(kBriskSpin);
   }
 
   bool is_awake() const { return parked_.load() < workers_.load(); }
@@ -138,11 +142,7 @@ class Pool {
   // Whether a region that begins now is as good as brisk, for it soon follows one.
   bool is_brisk(std::int64_t at) const { return at < brisk_until_.load(); }
 
-  std::int64_t stay_awake() {
-    const std::int64_t until = now() + std::chrono::nanoseconds(kBriskSpin).count();
-    awake_until_.store(until);
-    return until;
-  }
+  void stay_awake() { awake_until_.store(after(kBriskSpin)); }
 
  private:
   void grow(int workers) noexcept {
@@ -152,26 +152,45 @@ class Pool {
     }
   }
 
-  void work(std::uint32_t number, int id) noexcept {
-    for (;;) {
-      Ticket ticket = ticket_.load();
-      const Job* job = job_.load();
-      const std::uint32_t blocks = blocks_.load();
-      if (ticket.job != number || ticket.taken() >= blocks) return;
-      Ticket counted = ticket;
-      const std::uint32_t block = id % 2 == 0 ? counted.front++ : blocks - ++counted.back;
-      if (!ticket_.compare_exchange_weak(ticket, counted)) continue;
-      run_block(*job, block, id);
-      while (must_share() && static_cast<int>(ticket_.load().taken()) < team_.load()) std::this_thread::yield();
-      done_.fetch_add(1);  // until now the job could neither end nor be replaced
+  // Takes a block of those left to a thread; -1 if there is none.
+  std::ptrdiff_t take(std::uint32_t number, int of, bool is_own) noexcept {
+    std::atomic<Range>& left = parts_[of].left;
+    for (Range range = left.load(); range.job == number && range.begin < range.end;) {
+      Range rest = range;
+      const std::ptrdiff_t block = is_own ? rest.begin++ : --rest.end;
+      if (left.compare_exchange_weak(range, rest)) return block;
     }
+    return -1;
+  }
+
+  struct Done {
+    std::ptrdiff_t blocks;
+    Pace pace;
+  };
+
+  Done work(std::uint32_t number, int id) noexcept {
+    const int team = team_.load(std::memory_order_relaxed);
+    Done done{0, Pace::single};
+    for (int i = 0; i < team;) {
+      const std::ptrdiff_t block = take(number, (id + i) % team, i == 0);
+      if (block < 0) {
+        ++i;
+        continue;
+      }
+      run_block(job_, block, id);
+      done.pace = job_.pace;
+      if (++done.blocks > 1 || !must_share()) continue;
+      ++begun_;
+      while (must_share() && begun_.load() < team) std::this_thread::yield();
+    }
+    return done;
   }
 
   // Whether there is a job other than the last one that this worker saw; then it is the last.
   bool has_job(std::uint32_t& last, int id) const {
-    const Ticket ticket = ticket_.load();
-    if (ticket.is_closed() || ticket.job == last || id >= team_.load()) return false;
-    last = ticket.job;
+    const std::uint32_t job = parts_[id].left.load().job;
+    if (job == last) return false;
+    last = job;
     return true;
   }
 
@@ -190,8 +209,8 @@ class Pool {
   }
 
   // Awake for a while, but not where the caller has to run.
-  void wait_for_job(std::uint32_t& last, int id, std::int64_t& stays_until) {
-    const std::int64_t deadline = now() + std::chrono::nanoseconds(kSpin).count();
+  void wait_for_job(std::uint32_t& last, int id, std::int64_t& stays_until, Pace pace) {
+    const std::int64_t deadline = after(pace == Pace::brisk ? kBriskSpin : kSpin);
     for (std::int64_t at = now(); at < deadline || at < awake_until_.load(); at = now()) {
       if (is_in_the_way(stays_until)) break;
       for (int i = 0; i < 16; ++i) {
@@ -210,20 +229,30 @@ class Pool {
   void serve(int id) {
     const DefaultFloatMode mode;
     std::int64_t stays_until = 0;  // on the caller's core, if it finds itself there
+    Done done{0, Pace::single};
     for (std::uint32_t last = 0;;) {
-      wait_for_job(last, id, stays_until);
-      work(last, id);
-      if (brisk_.load()) stay_awake();  // the others may take longer
+      wait_for_job(last, id, stays_until, done.pace);
+      const Done now_done = work(last, id);
+      if (now_done.blocks == 0) continue;
+      done = now_done;
+      done_.fetch_add(done.blocks);  // until now the job could neither end nor be replaced
     }
   }
 
-  std::atomic<Ticket> ticket_{Ticket{0, Ticket::closed, 0}};
-  std::atomic<const Job*> job_{nullptr};
-  std::atomic<std::uint32_t> blocks_{0}, done_{0};
-  std::atomic<int> team_{1}, parked_{0}, core_{-1};            // where the caller runs
-  std::atomic<std::int64_t> awake_until_{0}, brisk_until_{0};  // nanoseconds
-  std::atomic<bool> brisk_{false};
-  std::atomic<int> workers_{0};
+  struct alignas(kApart) Part {
+    std::atomic<Range> left{Range{0, 0, 0}};
+  };
+  Part parts_[kMaxThreads];
+  alignas(kApart) Job job_{};
+  std::atomic<int> team_{1};
+  alignas(kApart) std::atomic<std::ptrdiff_t> done_{0};  // blocks, by workers
+  alignas(kApart) std::uint32_t number_ = 0;             // of the last job
+  std::ptrdiff_t expected_ = 0;                          // of done_
+  std::atomic<std::int64_t> brisk_until_{0};             // nanoseconds
+  alignas(kApart) std::atomic<std::int64_t> awake_until_{0};
+  std::atomic<int> core_{-1};  // where the caller runs
+  std::atomic<int> begun_{0};  // threads, while blocks must be shared
+  std::atomic<int> workers_{0}, parked_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
 };
