@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from sklearn.utils import check_random_state, column_or_1d
 from sklearn.utils._param_validation import Interval, Options, StrOptions
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from steepest import _core
 from steepest._history import History
 from steepest.nn.layer import Array
 from steepest.sklearn import _file
@@ -28,6 +30,19 @@ def stochastic(estimator: Any) -> bool:
     if estimator.solver == "lbfgs":
         raise AttributeError("partial_fit is only available for stochastic optimizers. lbfgs is not stochastic.")
     return True
+
+
+def input_options(X: Any) -> dict[str, Any]:
+    """What `validate_data` is told of X. Threads look for what is not finite, and where it is found so does
+    scikit-learn, on one, for the message."""
+    dtypes = np.float64, np.float32
+    is_plain = type(X) is np.ndarray and X.dtype in dtypes and X.flags.c_contiguous and X.flags.aligned
+    return {
+        "accept_sparse": ["csr", "csc"],
+        "dtype": dtypes,
+        "order": "C",
+        "ensure_all_finite": not (is_plain and math.isfinite(_core.global_norm([X]))),
+    }
 
 
 class BaseMLP(CallbackSupportMixin, BaseEstimator):
@@ -77,17 +92,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
                 setattr(self, name, value)
 
     def _check_X_y(self, X: Any, y: Any, reset: bool, **options: Any) -> tuple[Any, Any]:
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse=["csr", "csc"],
-            multi_output=True,
-            dtype=(np.float64, np.float32),
-            order="C",
-            reset=reset,
-            **options,
-        )
+        X, y = validate_data(self, X, y, multi_output=True, reset=reset, **input_options(X), **options)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
         return X, y
@@ -341,8 +346,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator):
     def _outputs(self, X: Any) -> Array:
         """The network's outputs, (n_samples, n_outputs), the last activation included."""
         check_is_fitted(self)
-        dtype = (np.float64, np.float32)
-        X = validate_data(self, X, accept_sparse=["csr", "csc"], dtype=dtype, order="C", reset=False)
+        X = validate_data(self, X, reset=False, **input_options(X))
         return outputs(self.coefs_, self.intercepts_, self.activation, self.out_activation_, X)
 
     def save(self, path: str | os.PathLike[str]) -> None:
