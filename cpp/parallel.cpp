@@ -122,9 +122,9 @@ class Pool {
     if (must_share()) begun_.store(0);
     for (int id = team; id-- > 0;) {
       const auto first = [&](int i) { return static_cast<std::uint16_t>(job.blocks * i / team); };
-      parts_[id].left.store({number_, first(id), first(id + 1)});
+      parts_[id].left.store({number_, first(id), first(id + 1)}, std::memory_order_release);
     }
-    if (parked_.load() > 0) {
+    if (parked_.fetch_add(0) > 0) {  // not a load, which might come before what was stored
       {
         const std::lock_guard<std::mutex> lock(mutex_);  // whoever counted itself as parked now waits, or saw the job
       }
@@ -249,10 +249,10 @@ class Pool {
   alignas(kApart) std::uint32_t number_ = 0;             // of the last job
   std::ptrdiff_t expected_ = 0;                          // of done_
   std::atomic<std::int64_t> brisk_until_{0};             // nanoseconds
+  std::atomic<int> workers_{0}, parked_{0};
   alignas(kApart) std::atomic<std::int64_t> awake_until_{0};
   std::atomic<int> core_{-1};  // where the caller runs
   std::atomic<int> begun_{0};  // threads, while blocks must be shared
-  std::atomic<int> workers_{0}, parked_{0};
   std::mutex mutex_;
   std::condition_variable wake_;
 };
