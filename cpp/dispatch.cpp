@@ -1,5 +1,6 @@
 #include "dispatch.hpp"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
 #include <stdexcept>
@@ -8,6 +9,9 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#ifndef _WIN32
+#include <unistd.h>
 #endif
 
 namespace steepest {
@@ -148,6 +152,15 @@ std::vector<std::string> isas() {
     if (candidate.is_supported()) names.emplace_back(candidate.name);
   }
   return names;
+}
+
+std::ptrdiff_t room_in_first_cache() {
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+  static const std::ptrdiff_t room = std::max(sysconf(_SC_LEVEL1_DCACHE_SIZE), 0L) * 2 / 3;
+  return room;
+#else
+  return 0;
+#endif
 }
 
 void set_isa(const std::string& name) { chosen.store(find(name), std::memory_order_release); }

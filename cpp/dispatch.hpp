@@ -29,6 +29,9 @@ const ProductKernels<T>& products();
 template <class T>
 const StreamKernels<T>& streams();
 
+// Bytes of what is read again and again that a core's first cache can hold, beside the rest; 0 if its size is unknown.
+std::ptrdiff_t room_in_first_cache();
+
 // Of work that moves more bytes than caches hold, what lies so many bytes ahead in each of its arrays is asked for in
 // time: as many in all as memory sends while it is waited for.
 inline std::ptrdiff_t bytes_ahead(std::ptrdiff_t moved, std::size_t arrays) {

@@ -144,7 +144,7 @@ bool multiply_deep(const Product<T>& p, bool is_sparse, const F& finish) noexcep
             block.c = kept.get() + i * size + at * (is_sparse ? p.columns : 1);
             block.c_row = p.columns;
           }
-          is_sparse ? kernels.matmul_sparse(block) : kernels.matmul(block);
+          is_sparse ? kernels.matmul_sparse(block, room_in_first_cache()) : kernels.matmul(block);
           if (is_next) added[panel] = i + 1;
         }
       },
@@ -303,7 +303,7 @@ void multiply(const Product<T>& p, const F& finish) noexcept {
           const std::ptrdiff_t m = std::min(strip_size, across - side);
           if (m <= 0) return;
           const Product<T> block = rows ? part(p, from, n, side, m) : part(p, side, m, from, n);
-          sparse ? kernels.matmul_sparse(block) : kernels.matmul(block);
+          sparse ? kernels.matmul_sparse(block, room_in_first_cache()) : kernels.matmul(block);
           finish(block.c, block.rows, rows ? side : from, block.columns);
         }
       },

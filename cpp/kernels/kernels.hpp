@@ -283,7 +283,8 @@ template <class T>
 struct ProductKernels {
   void (*matmul)(const Product<T>&) noexcept;
   // The same bits, sooner where much of a is 0; all of b is finite, one of a's axes and b's columns have stride 1.
-  void (*matmul_sparse)(const Product<T>&) noexcept;
+  // `room`: bytes of b that the first cache can hold.
+  void (*matmul_sparse)(const Product<T>&, std::ptrdiff_t room) noexcept;
   bool (*is_finite)(const T*, std::ptrdiff_t n) noexcept;
   // c = a b for one row of a, given as the n values that may not be 0 and their steps, in ascending order; b is
   // (depth, columns). The same bits.

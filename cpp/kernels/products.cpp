@@ -104,9 +104,9 @@ void matmul(const Product<T>& p) noexcept {
 }
 
 template <class T>
-void matmul_sparse(const Product<T>& p) noexcept {
+void matmul_sparse(const Product<T>& p, std::ptrdiff_t room) noexcept {
   if (p.columns < kLanesOf<T> || p.depth == 0) return matmul(p);
-  sparse_product(p);
+  sparse_product(p, room);
 }
 
 template <class T>

@@ -2,10 +2,6 @@
 // ISA has its own copy.
 #pragma once
 
-#if __has_include(<unistd.h>)
-#include <unistd.h>
-#endif
-
 #include "functions.hpp"
 
 namespace steepest {
@@ -20,11 +16,10 @@ constexpr std::ptrdiff_t kMostVectors = 8;  // 16 of 32 registers
 constexpr std::ptrdiff_t kMostVectors = 4;
 #endif
 
-// For how many words of steps those sums stay in registers, with so many bytes of b for each: as many as fit into the
-// first cache. Where long vectors leave no room for one, all: from the second cache they are quick enough.
-inline std::ptrdiff_t words_at_once([[maybe_unused]] std::ptrdiff_t bytes) {
-#if defined(__AVX512F__) && defined(_SC_LEVEL1_DCACHE_SIZE)
-  static const std::ptrdiff_t room = sysconf(_SC_LEVEL1_DCACHE_SIZE) * 2 / 3;
+// For how many words of steps those sums stay in registers, with so many bytes of b for each: as many as there is room
+// for in the first cache. Where long vectors leave none for one, all: from the second cache they are quick enough.
+inline std::ptrdiff_t words_at_once([[maybe_unused]] std::ptrdiff_t bytes, [[maybe_unused]] std::ptrdiff_t room) {
+#if defined(__AVX512F__)
   return kWords * bytes <= room || bytes > room ? kWords : 1;
 #else
   return 1;
@@ -136,12 +131,12 @@ inline void finish(const Vector<T> (&sums)[V], T* c, std::ptrdiff_t last, std::p
 // left over.
 template <std::ptrdiff_t V, class T>
 void sparse_block(const Product<T>& p, const Steps (&steps)[kSparseRows], const std::ptrdiff_t (&order)[kSparseRows],
-                  std::ptrdiff_t column, bool first) {
+                  std::ptrdiff_t column, bool first, std::ptrdiff_t room) {
   using Lanes = Vector<T>;
   constexpr std::ptrdiff_t lanes = kLanesOf<T>, width = V * lanes;
   const std::ptrdiff_t over = p.columns - column < width ? width - (p.columns - column) : 0,
                        last = width - lanes - over;
-  const std::ptrdiff_t pass = words_at_once(kWordSteps * width * static_cast<std::ptrdiff_t>(sizeof(T)));
+  const std::ptrdiff_t pass = words_at_once(kWordSteps * width * static_cast<std::ptrdiff_t>(sizeof(T)), room);
   Lanes sums[kSparseRows][V];
   for (std::ptrdiff_t from = 0; from * kWordSteps < p.depth; from += pass) {
     for (std::ptrdiff_t i = 0; i < p.rows; i += 2) {
@@ -188,7 +183,7 @@ void sparse_block(const Product<T>& p, const Steps (&steps)[kSparseRows], const 
 
 template <class T>
 using SparseBlock = void (*)(const Product<T>&, const Steps (&)[kSparseRows], const std::ptrdiff_t (&)[kSparseRows],
-                             std::ptrdiff_t, bool);
+                             std::ptrdiff_t, bool, std::ptrdiff_t);
 
 template <class T, std::ptrdiff_t... v>
 constexpr SparseBlock<T> sparse_block_of(std::ptrdiff_t vectors, std::integer_sequence<std::ptrdiff_t, v...>) {
@@ -198,7 +193,7 @@ constexpr SparseBlock<T> sparse_block_of(std::ptrdiff_t vectors, std::integer_se
 
 // For at least a register of columns, and a step.
 template <class T>
-void sparse_product(const Product<T>& p) noexcept {
+void sparse_product(const Product<T>& p, std::ptrdiff_t room) noexcept {
   constexpr std::ptrdiff_t lanes = kLanesOf<T>;
   const std::ptrdiff_t vectors = (p.columns + lanes - 1) / lanes, parts = (vectors + kMostVectors - 1) / kMostVectors;
   for (std::ptrdiff_t row = 0; row < p.rows; row += kSparseRows) {
@@ -216,7 +211,7 @@ void sparse_product(const Product<T>& p) noexcept {
       for (std::ptrdiff_t i = 0, from = 0; i < parts; ++i) {
         const std::ptrdiff_t end = vectors * (i + 1) / parts;
         sparse_block_of<T>(end - from, std::make_integer_sequence<std::ptrdiff_t, kMostVectors>{})(
-            block, steps, order, from * lanes, k == 0 && !p.adds);
+            block, steps, order, from * lanes, k == 0 && !p.adds, room);
         from = end;
       }
     }
