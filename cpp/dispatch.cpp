@@ -154,6 +154,8 @@ std::vector<std::string> isas() {
   return names;
 }
 
+void set_isa(const std::string& name) { chosen.store(find(name), std::memory_order_release); }
+
 std::ptrdiff_t room_in_first_cache() {
 #ifdef _SC_LEVEL1_DCACHE_SIZE
   static const std::ptrdiff_t room = std::max(sysconf(_SC_LEVEL1_DCACHE_SIZE), 0L) * 2 / 3;
@@ -162,8 +164,6 @@ std::ptrdiff_t room_in_first_cache() {
   return 0;
 #endif
 }
-
-void set_isa(const std::string& name) { chosen.store(find(name), std::memory_order_release); }
 
 template <>
 const RuleKernels<float>& rules<float>() {

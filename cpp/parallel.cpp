@@ -130,11 +130,11 @@ class Pool {
       }
       wake_.notify_all();
     }
-    expected_ += job.blocks - work(number_, 0).blocks;
+    expected_ += job.blocks - work(number_, 0);
     for (int i = 0; done_.load() != expected_; ++i) {
       i < kPauses ? pause() : std::this_thread::yield();
     }
-    if (job.pace == Pace::brisk) brisk_until_ = after(kBriskSpin);
+    if (job.pace == Pace::brisk) brisk_until_.store(after(kBriskSpin));
   }
 
   bool is_awake() const { return parked_.load() < workers_.load(); }
@@ -163,14 +163,10 @@ class Pool {
     return -1;
   }
 
-  struct Done {
-    std::ptrdiff_t blocks;
-    Pace pace;
-  };
-
-  Done work(std::uint32_t number, int id) noexcept {
+  // How many blocks it ran
+  std::ptrdiff_t work(std::uint32_t number, int id) noexcept {
     const int team = team_.load(std::memory_order_relaxed);
-    Done done{0, Pace::single};
+    std::ptrdiff_t ran = 0;
     for (int i = 0; i < team;) {
       const std::ptrdiff_t block = take(number, (id + i) % team, i == 0);
       if (block < 0) {
@@ -178,12 +174,11 @@ class Pool {
         continue;
       }
       run_block(job_, block, id);
-      done.pace = job_.pace;
-      if (++done.blocks > 1 || !must_share()) continue;
+      if (++ran > 1 || !must_share()) continue;
       ++begun_;
       while (must_share() && begun_.load() < team) std::this_thread::yield();
     }
-    return done;
+    return ran;
   }
 
   // Whether there is a job other than the last one that this worker saw; then it is the last.
@@ -229,13 +224,13 @@ class Pool {
   void serve(int id) {
     const DefaultFloatMode mode;
     std::int64_t stays_until = 0;  // on the caller's core, if it finds itself there
-    Done done{0, Pace::single};
+    Pace pace = Pace::single;
     for (std::uint32_t last = 0;;) {
-      wait_for_job(last, id, stays_until, done.pace);
-      const Done now_done = work(last, id);
-      if (now_done.blocks == 0) continue;
-      done = now_done;
-      done_.fetch_add(done.blocks);  // until now the job could neither end nor be replaced
+      wait_for_job(last, id, stays_until, pace);
+      const std::ptrdiff_t ran = work(last, id);
+      if (ran == 0) continue;
+      pace = job_.pace;
+      done_.fetch_add(ran);  // until now the job could neither end nor be replaced
     }
   }
 

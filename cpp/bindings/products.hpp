@@ -108,6 +108,13 @@ bool is_sparse(const Product<T>& p) {
   return is_finite;
 }
 
+// On this thread; zeros of a are left out if it is sparse.
+template <class T>
+void multiply_block(const Product<T>& p, bool is_sparse) noexcept {
+  const ProductKernels<T>& kernels = products<T>();
+  is_sparse ? kernels.matmul_sparse(p, room_in_first_cache()) : kernels.matmul(p);
+}
+
 // Products of at most so many rows, and elements in all blocks of steps, are shared by these.
 constexpr std::ptrdiff_t kDeepRows = 256, kDeepest = 1 << 18;
 
@@ -144,7 +151,7 @@ bool multiply_deep(const Product<T>& p, bool is_sparse, const F& finish) noexcep
             block.c = kept.get() + i * size + at * (is_sparse ? p.columns : 1);
             block.c_row = p.columns;
           }
-          is_sparse ? kernels.matmul_sparse(block, room_in_first_cache()) : kernels.matmul(block);
+          multiply_block(block, is_sparse);
           if (is_next) added[panel] = i + 1;
         }
       },
@@ -303,7 +310,7 @@ void multiply(const Product<T>& p, const F& finish) noexcept {
           const std::ptrdiff_t m = std::min(strip_size, across - side);
           if (m <= 0) return;
           const Product<T> block = rows ? part(p, from, n, side, m) : part(p, side, m, from, n);
-          sparse ? kernels.matmul_sparse(block, room_in_first_cache()) : kernels.matmul(block);
+          multiply_block(block, sparse);
           finish(block.c, block.rows, rows ? side : from, block.columns);
         }
       },

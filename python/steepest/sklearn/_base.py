@@ -19,7 +19,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from steepest import _core
 from steepest._history import History
-from steepest.nn.layer import Array
+from steepest.nn.layer import Array, well_formed
 from steepest.sklearn import _file
 from steepest.sklearn._callbacks import CallbackSupportMixin, Tasks, with_callbacks
 from steepest.sklearn._network import PLANS, SOLVERS, Network, Samples, initial_parameters, outputs, shifted, state_of
@@ -33,10 +33,9 @@ def stochastic(estimator: Any) -> bool:
 
 
 def input_options(X: Any) -> dict[str, Any]:
-    """What `validate_data` is told of X. Threads look for what is not finite, and where it is found so does
-    scikit-learn, on one, for the message."""
+    """What `validate_data` is told of X: not to look for what is not finite where our threads found nothing."""
     dtypes = np.float64, np.float32
-    is_plain = type(X) is np.ndarray and X.dtype in dtypes and X.flags.c_contiguous and X.flags.aligned
+    is_plain = type(X) is np.ndarray and X.dtype in dtypes and well_formed(X, X.dtype)
     return {
         "accept_sparse": ["csr", "csc"],
         "dtype": dtypes,
