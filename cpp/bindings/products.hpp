@@ -91,6 +91,7 @@ bool may_leave_out(const Product<T>& p) {
 template <class T>
 bool is_sparse(const Product<T>& p) {
   if (!may_leave_out(p) || nonzero_part_of_a(p) > kMostlyZero) return false;
+  if (products<T>().is_finite == nullptr) return true;
   std::atomic<bool> is_finite{true};  // b: 0 times what is not would be left out
   parallel::for_ranges(
       p.depth, p.columns * static_cast<std::ptrdiff_t>(sizeof(T)),
@@ -130,7 +131,7 @@ bool multiply_deep(const Product<T>& p, bool is_sparse, const F& finish) noexcep
   if (!is_shared || !is_deep || p.a_step != 1 || p.b_column != 1) return false;
   // What a unit takes of c, in a block of steps: some rows, or some columns.
   const std::ptrdiff_t share = is_sparse ? kernels.sparse_rows : kernels.columns;
-  const std::ptrdiff_t panels = ((is_sparse ? p.rows : p.columns) + share - 1) / share;
+  const std::ptrdiff_t length = is_sparse ? p.rows : p.columns, panels = (length + share - 1) / share;
   const std::unique_ptr<T[]> kept(new (std::nothrow) T[static_cast<std::size_t>(blocks * size)]);
   const std::unique_ptr<std::atomic<std::ptrdiff_t>[]> added(
       new (std::nothrow) std::atomic<std::ptrdiff_t>[static_cast<std::size_t>(panels)] {});  // how many blocks
@@ -138,21 +139,25 @@ bool multiply_deep(const Product<T>& p, bool is_sparse, const F& finish) noexcep
   parallel::for_ranges(
       blocks * panels, size / panels * std::min(p.depth, kProductSteps),
       [&](std::ptrdiff_t begin, std::ptrdiff_t end) noexcept {
-        for (; begin < end; ++begin) {
+        for (std::ptrdiff_t next; begin < end; begin = next) {
           const std::ptrdiff_t i = begin / panels, panel = begin % panels, at = panel * share;
-          Product<T> block = is_sparse ? part(p, at, std::min(share, p.rows - at), 0, p.columns)
-                                       : part(p, 0, p.rows, at, std::min(share, p.columns - at));
+          const bool is_next = added[panel] == i;
+          const auto joins = [&](std::ptrdiff_t unit) {  // those that are alike in one call
+            return unit < end && unit % panels != 0 && (added[unit % panels] == i) == is_next;
+          };
+          for (next = begin + 1; joins(next);) ++next;
+          const std::ptrdiff_t size_of_all = std::min((panel + next - begin) * share, length) - at;
+          Product<T> block = is_sparse ? part(p, at, size_of_all, 0, p.columns) : part(p, 0, p.rows, at, size_of_all);
           block.a += i * kProductSteps;
           block.b += i * kProductSteps * p.b_step;
           block.depth = std::min(kProductSteps, p.depth - i * kProductSteps);
-          const bool is_next = added[panel] == i;
           block.adds = is_next && i > 0;
           if (!is_next) {
             block.c = kept.get() + i * size + at * (is_sparse ? p.columns : 1);
             block.c_row = p.columns;
           }
           multiply_block(block, is_sparse);
-          if (is_next) added[panel] = i + 1;
+          for (std::ptrdiff_t unit = begin; is_next && unit < next; ++unit) added[unit % panels] = i + 1;
         }
       },
       parallel::Pace::brisk);

@@ -282,8 +282,8 @@ struct Lists {
 template <class T>
 struct ProductKernels {
   void (*matmul)(const Product<T>&) noexcept;
-  // The same bits, sooner where much of a is 0; all of b is finite, one of a's axes and b's columns have stride 1.
-  // `room`: bytes of b that the first cache can hold.
+  // The same bits, sooner where much of a is 0; one of a's axes and b's columns have stride 1. All of b must be finite,
+  // unless `is_finite` is null. `room`: bytes of b that the first cache can hold.
   void (*matmul_sparse)(const Product<T>&, std::ptrdiff_t room) noexcept;
   bool (*is_finite)(const T*, std::ptrdiff_t n) noexcept;
   // c = a b for one row of a, given as the n values that may not be 0 and their steps, in ascending order; b is

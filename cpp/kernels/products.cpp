@@ -123,7 +123,7 @@ extern const ProductKernels<float> STEEPEST_NAME(products_f32);
 extern const ProductKernels<double> STEEPEST_NAME(products_f64);
 const ProductKernels<float> STEEPEST_NAME(products_f32) = {matmul<float>,
                                                            matmul_sparse<float>,
-                                                           is_finite<float>,
+                                                           kCopies ? nullptr : is_finite<float>,
                                                            sparse_row<float>,
                                                            list_columns<float>,
                                                            matmul_listed<float>,
@@ -135,7 +135,7 @@ const ProductKernels<float> STEEPEST_NAME(products_f32) = {matmul<float>,
                                                            kSparseRows};
 const ProductKernels<double> STEEPEST_NAME(products_f64) = {matmul<double>,
                                                             matmul_sparse<double>,
-                                                            is_finite<double>,
+                                                            kCopies ? nullptr : is_finite<double>,
                                                             sparse_row<double>,
                                                             list_columns<double>,
                                                             matmul_listed<double>,

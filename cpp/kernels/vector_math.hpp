@@ -134,6 +134,17 @@ inline void store_register(T* p, Vector<T> v) {
   __builtin_memcpy(p, &v, sizeof v);
 }
 
+// Stays in its register for all its uses: g++ would load it anew for each.
+template <class V>
+inline V loaded_once(V x) {
+#if defined(__x86_64__)
+  __asm__("" : "+v"(x));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(x));
+#endif
+  return x;
+}
+
 #if defined(__AVX512F__)
 template <class T>
 inline auto first_lanes(std::ptrdiff_t n) {
