@@ -133,7 +133,10 @@ def test_a_study_of_something_else_is_not_gone_on_with(tmp_path: Path, capsys: p
     command = ["tune", "--trials", "1", *SMALL, "--storage", f"sqlite:///{tmp_path}/study.db"]
     assert main(command) == 0
     assert main([*command, "--dropout", "0.1"]) == 2
-    assert "--study steepest: settings: expected those of this study" in capsys.readouterr().err
+    assert "--study steepest: settings: expected those of this study, dropout searched;" in capsys.readouterr().err
+    assert main([*command, "--l1", "0.1"]) == 2
+    assert "--study steepest: settings: expected those of this study, l1 0.0;" in capsys.readouterr().err
+    assert main([*command, "--l1", "0", "--early-stopping", "10"]) == 0  # the defaults
     assert main([*command, "--dropout", "0.1", "--study", "dropout"]) == 0
 
 

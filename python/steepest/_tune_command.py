@@ -69,15 +69,17 @@ def tune(args: argparse.Namespace) -> int:
             raise ValueError(f"--{option}: expected --storage URL with it, which keeps the study, got none")
     named = _settings.given(args)
     space = {name: choice for name, choice in SPACE.items() if FIXED_BY.get(name, name) not in named}
+    searched = {FIXED_BY.get(name, name) for name in space}
     if not space:
         raise ValueError("every setting is fixed: there is nothing to search")
     task = load_task(fixed, None)
     if task.validation is None:
         raise ValueError("the search needs validation data, and these have none")
+    same = dict(fixed)  # in every trial, whether an option says so or not; the data have a fingerprint
+    _settings.complete(same, len(task.train[1]))
+    settings = {name: repr(value) for name, value in same.items() if name not in searched | {"data"}}
     storage = _storage(args.storage, args.heartbeat or 20) if args.storage else None
-    study = _study(
-        args, storage, space, {"data": task.fingerprint, "settings": repr(sorted(named.items())), "search": args.search}
-    )
+    study = _study(args, storage, space, {"data": task.fingerprint, "settings": settings, "search": args.search})
     line("data", task.data)
     line("split", task.split)
     most = counted(fixed["epochs"], "epoch") if fixed["epochs"] else "the usual epochs"
@@ -133,7 +135,7 @@ def _optuna() -> Any:
     return optuna
 
 
-def _study(args: argparse.Namespace, storage: Any, space: Mapping[str, Choice], contents: Mapping[str, str]) -> Any:
+def _study(args: argparse.Namespace, storage: Any, space: Mapping[str, Choice], contents: Mapping[str, Any]) -> Any:
     """The study, new or as it was left; ValueError if that searched something else."""
     import optuna
 
@@ -160,9 +162,13 @@ def _study(args: argparse.Namespace, storage: Any, space: Mapping[str, Choice], 
     if not is_minimized or (study.trials and not kept.keys() >= contents.keys()):
         raise ValueError(f"--study {name}: expected one of steepest tune, got another; give this search a new name")
     for what, content in contents.items():
-        if kept.get(what, content) != content:
+        known = kept.get(what, content)
+        if known != content:
+            if what == "settings":
+                other = sorted(known.items() ^ content.items())
+                known = ", ".join(f"{setting} {known.get(setting, 'searched')}" for setting in dict(other))
             raise ValueError(
-                f"--study {name}: {what}: expected those of this study, {kept[what]}; give this search a new name"
+                f"--study {name}: {what}: expected those of this study, {known}; give this search a new name"
             )
     for what, content in contents.items():
         study.set_user_attr(what, content)
