@@ -487,3 +487,18 @@ def test_an_alpha_of_few_digits_does_not_round_the_loss() -> None:
     alphas: list[Any] = [0.25, np.float16(0.25)]
     fits = [MLPClassifier((5,), alpha=alpha, max_iter=3, random_state=0).fit(X, y) for alpha in alphas]
     assert fits[0].loss_curve_ == fits[1].loss_curve_
+
+
+def test_input_is_not_looked_through_where_scikit_learn_is_told_so(
+    iris: tuple[Array, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = iris
+    clf = MLPClassifier((4,), max_iter=2, random_state=0).fit(x, y)
+    gap = x.copy()
+    gap[0, 0] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        clf.predict_proba(gap)
+    monkeypatch.setattr("steepest.sklearn._base._core", None)  # nor do our threads look
+    with sklearn.config_context(assume_finite=True):
+        chances = clf.predict_proba(gap)
+    assert np.isnan(chances[0]).all() and np.isfinite(chances[1:]).all()

@@ -11,6 +11,7 @@ from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
+from sklearn import get_config
 from sklearn.base import BaseEstimator, _fit_context, is_classifier
 from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state, column_or_1d
@@ -36,11 +37,12 @@ def input_options(X: Any) -> dict[str, Any]:
     """What `validate_data` is told of X: not to look for what is not finite where our threads found nothing."""
     dtypes = np.float64, np.float32
     is_plain = type(X) is np.ndarray and X.dtype in dtypes and well_formed(X, X.dtype)
+    looks = is_plain and not get_config()["assume_finite"]
     return {
         "accept_sparse": ["csr", "csc"],
         "dtype": dtypes,
         "order": "C",
-        "ensure_all_finite": not (is_plain and math.isfinite(_core.global_norm([X]))),
+        "ensure_all_finite": not (looks and math.isfinite(_core.global_norm([X]))),
     }
 
 
