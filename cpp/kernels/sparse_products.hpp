@@ -17,8 +17,9 @@ constexpr std::ptrdiff_t kMostVectors = 6;  // 12 of 16, beside one of b and one
 #else
 constexpr std::ptrdiff_t kMostVectors = 4;
 #endif
-// Whether those columns of b are copied, to lie aligned and next to each other, and for how many rows: parts of b's rows
-// would fall into few sets of the first cache. Long vectors take 128 columns of float32 at once, and leave nothing out.
+// Whether those columns of b are copied, to lie aligned and next to each other, and for how many rows: parts of b's
+// rows would fall into few sets of the first cache. Long vectors take 128 columns of float32 at once, and leave nothing
+// out.
 #if defined(__AVX512F__)
 constexpr bool kCopies = false;
 #else
