@@ -66,11 +66,6 @@ void prepare(const Gradient<float>& f, const float* g, const float* p, float* y)
   }
 }
 
-inline bool is_plain(const Gradient<float>& f) {
-  constexpr float infinity = Float<float>::infinity;
-  return f.scale == 1 && f.lower == -infinity && f.upper == infinity && !has_penalty(f);
-}
-
 inline void open(const Gradient<float>& f, const CodedArrays& a, std::ptrdiff_t begin, Group& group) {
   group.begin = begin;
   group.g = a.g + begin;

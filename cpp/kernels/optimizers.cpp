@@ -23,7 +23,7 @@ inline void clear_line(T* y) {
 }
 
 // n is a multiple of kLine. Copies stay in registers: what is behind a reference is read again after every store.
-template <class Rule, bool penalty, bool wide, class T, class Step>
+template <class Rule, bool plain, bool penalty, bool wide, class T, class Step>
 [[gnu::noinline]] void update_lines(const Gradient<T>& gradient, const Step& step, const Arrays<T>& arrays,
                                     std::ptrdiff_t n) {
   constexpr std::size_t slots = Rule::slots;
@@ -42,7 +42,9 @@ template <class Rule, bool penalty, bool wide, class T, class Step>
       Vector<T> p = load_register(a.p + j), state[slots + 1];
 #pragma GCC unroll 4
       for (std::size_t k = 0; k < slots; ++k) state[k] = load_register(a.state[k] + j);
-      Rule::update(h, fused<penalty, wide>(f, a.g + j, p), p, state);
+      Vector<T> g = load_register(a.g + j);
+      if constexpr (!plain) g = fused<penalty, wide>(f, a.g + j, p);
+      Rule::update(h, g, p, state);
       store_register(a.p + j, p);
 #pragma GCC unroll 4
       for (std::size_t k = 0; k < slots; ++k) store_register(a.state[k] + j, state[k]);
@@ -94,9 +96,11 @@ void update(const Gradient<T>& f, const Step& h, const Arrays<T>& a, std::ptrdif
     using Rule = decltype(rule);
     Lines<T, Step> lines;
     const auto choose = [&](auto penalty, auto wide) {
-      lines = update_lines<Rule, decltype(penalty)::value, decltype(wide)::value, T, Step>;
+      lines = update_lines<Rule, false, decltype(penalty)::value, decltype(wide)::value, T, Step>;
     };
-    if constexpr (sizeof(T) == sizeof(float)) {
+    if (is_plain(f)) {
+      lines = update_lines<Rule, true, false, false, T, Step>;
+    } else if constexpr (sizeof(T) == sizeof(float)) {
       specialise(choose, has_penalty(f), is_wide(f));
     } else {
       specialise([&](auto penalty) { choose(penalty, Flag<false>{}); }, has_penalty(f));

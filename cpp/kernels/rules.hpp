@@ -33,6 +33,13 @@ inline bool has_penalty(const Gradient<T>& f) {
   return f.l1 != 0 || f.l2 != 0;
 }
 
+// Whether the rule sees the gradient as it is given.
+template <class T>
+inline bool is_plain(const Gradient<T>& f) {
+  constexpr T infinity = Float<T>::infinity;
+  return f.scale == 1 && f.lower == -infinity && f.upper == infinity && !has_penalty(f);
+}
+
 // Whether g * scale needs double: not where scale has T's precision, for the product is then rounded once either way.
 inline bool is_wide(const Gradient<float>& f) { return static_cast<double>(static_cast<float>(f.scale)) != f.scale; }
 

@@ -291,6 +291,10 @@ inline V flush(V x) {
   } else if constexpr (std::is_same_v<V, Vector<double>>) {
     return _mm512_maskz_mov_pd(_mm512_test_epi64_mask((__m512i)x, _mm512_set1_epi64(0x7ff0000000000000)), x);
   }
+#elif defined(__AVX2__)  // the same in two, which the "sign" of those bits, 0 or 1, makes possible
+  if constexpr (std::is_same_v<V, Vector<float>>) {
+    return (V)_mm256_sign_epi32((__m256i)x, _mm256_and_si256((__m256i)x, _mm256_set1_epi32(0x7f800000)));
+  }
 #endif
   return magnitude(x) < Float<Element<V>>::min_normal ? V{} : x;
 }
