@@ -164,7 +164,7 @@ def _study(args: argparse.Namespace, storage: Any, space: Mapping[str, Choice], 
     for what, content in contents.items():
         known = kept.get(what, content)
         if known != content:
-            if what == "settings":
+            if isinstance(known, dict):
                 other = sorted(known.items() ^ content.items())
                 known = ", ".join(f"{setting} {known.get(setting, 'searched')}" for setting in dict(other))
             raise ValueError(
