@@ -450,15 +450,19 @@ def test_a_large_product_takes_inputs_with_gaps(monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_allclose(model.forward(x), x[:, ::2] @ weight, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("step", [1, 201])
+@pytest.mark.parametrize("unit", [5, 150, 199])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_a_weight_that_is_not_finite_shows_where_its_input_is_zero(bad: float) -> None:
+def test_a_weight_that_is_not_finite_shows_where_its_input_is_zero(bad: float, unit: int, step: int) -> None:
     x = np.zeros((64, 400), np.float32)
-    x[:, ::10] = 1
-    model = nn.Sequential([nn.Dense(48)], 400)
-    assert np.isfinite(model.forward(x)).all()
-    model.layers[0].params["weight"][1, 5] = bad
+    x[:, ::10] = np.random.default_rng(0).normal(size=(64, 40))
+    model = nn.Sequential([nn.Dense(200)], 400)
+    finite = model.forward(x).copy()
+    assert np.isfinite(finite).all()
+    model.layers[0].params["weight"][step, unit] = bad
     outputs = model.forward(x)
-    assert np.isnan(outputs[:, 5]).all() and np.isfinite(np.delete(outputs, 5, axis=1)).all()
+    assert np.isnan(outputs[:, unit]).all() and np.isfinite(np.delete(outputs, unit, axis=1)).all()
+    np.testing.assert_array_equal(np.delete(outputs, unit, axis=1), np.delete(finite, unit, axis=1))
 
 
 @pytest.mark.parametrize("layers", MODELS)
