@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import steepest as sp
-from steepest import _core, nn
+from steepest import _core, nn, reference
 from steepest.callbacks import Callback, ProgressBar
 from steepest.train import Trainer
 
@@ -463,6 +463,18 @@ def test_a_weight_that_is_not_finite_shows_where_its_input_is_zero(bad: float, u
     outputs = model.forward(x)
     assert np.isnan(outputs[:, unit]).all() and np.isfinite(np.delete(outputs, unit, axis=1)).all()
     np.testing.assert_array_equal(np.delete(outputs, unit, axis=1), np.delete(finite, unit, axis=1))
+
+
+@pytest.mark.parametrize("nonzero", [0.4, 1.0])
+def test_blocks_of_steps_that_one_call_takes_together_give_the_same_bits(nonzero: float) -> None:
+    sp.set_num_threads(2)
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(200, 784)) * (rng.random((200, 784)) < nonzero)).astype(np.float32)
+    weight = rng.normal(size=(784, 128)).astype(np.float32)
+    expected, out = reference.matmul(x, weight), np.empty((200, 128), np.float32)
+    for _ in range(10):  # who takes which of them differs
+        _core.matmul(x, weight, out)
+        np.testing.assert_array_equal(out, expected)
 
 
 @pytest.mark.parametrize("layers", MODELS)
